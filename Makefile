@@ -1,0 +1,47 @@
+# The targets CI and people share. `make demo` and `make test` need Python >= 3.11 and nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.stamp
+
+.PHONY: help setup demo test lint protos up down bench clean
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("lorapool needs Python >= 3.11, this is " + sys.version.split()[0] + ": set PYTHON=") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[node,embedded,dev]'
+	@touch $@
+
+setup: $(STAMP) ## make .venv and the default base model
+	@$(BIN)/python -m inference_node.model.default_base
+
+demo: setup ## the whole product on a real 4-bit model, in one terminal
+	@$(BIN)/python examples/demo.py
+
+test: setup ## every test
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## ruff, mypy, import contracts, generated code, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/python protos/generate.py --check
+
+protos: $(STAMP) ## regenerate inference_node/pb
+	$(BIN)/python protos/generate.py
+
+up: setup ## start SeaweedFS, Valkey and a node on loopback, leave them running
+	@$(BIN)/inference-node up
+
+down: $(STAMP) ## stop what `make up` started
+	@$(BIN)/inference-node down
+
+bench: setup ## throughput beside PEFT, in one run
+	$(BIN)/python benchmarks/throughput.py
+
+clean: ## remove .venv and local state
+	rm -rf $(VENV) .lorapool

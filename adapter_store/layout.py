@@ -1,0 +1,147 @@
+"""Every object key is built here, from checked ids and hex digests alone.
+
+v1/format                                    store format
+v1/base/<fingerprint>.json                   base card
+v1/t/<tenant>/a/<adapter>/log/<inv>-<gen>    commit record; inv makes the newest list first
+v1/t/<tenant>/blob/<sha256>.<txid>.<attempt> one chunk, at most 16 MiB
+v1/t/<tenant>/txn/<txid>.<attempt>           publish intent
+v1/t/<tenant>/gc/<planid>                    garbage collection plan
+
+Some stores alias `a//b` to `a/b`, so an id never contains a slash and is never empty.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from adapter_store.errors import InvalidName
+
+ROOT = "v1"
+FORMAT_KEY = f"{ROOT}/format"
+DEFAULT_TENANT = "default"
+MAX_GENERATION = 2**63 - 1
+CHUNK_BYTES = 16 * 1024 * 1024
+
+_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_TXID = re.compile(r"[0-9a-f]{32}")
+_LOG_NAME = re.compile(r"([0-9a-f]{16})-([0-9]{1,19})")
+
+
+def check_id(kind: str, value: str) -> str:
+    """`value` itself when it obeys the id grammar; raises InvalidName naming `kind` otherwise."""
+    if not _ID.fullmatch(value) or ".." in value:
+        raise InvalidName(
+            f"{kind} {value!r} is not a valid name",
+            hint="1 to 64 of a-z 0-9 . _ -, no '..', first and last a letter or digit",
+        )
+    return value
+
+
+def check_digest(value: str) -> str:
+    """`value` itself when it is 64 lower-case hex digits; raises InvalidName."""
+    if not _HEX64.fullmatch(value):
+        raise InvalidName(f"{value!r} is not a sha256 digest", hint="64 lower-case hex digits")
+    return value
+
+
+def check_txid(value: str) -> str:
+    """`value` itself when it is 32 lower-case hex digits; raises InvalidName."""
+    if not _TXID.fullmatch(value):
+        raise InvalidName(f"{value!r} is not a transaction id", hint="32 lower-case hex digits")
+    return value
+
+
+def base_card_key(fingerprint: str) -> str:
+    return f"{ROOT}/base/{check_digest(fingerprint)}.json"
+
+
+def base_cards_prefix() -> str:
+    return f"{ROOT}/base/"
+
+
+def tenants_prefix() -> str:
+    return f"{ROOT}/t/"
+
+
+def tenant_prefix(tenant: str) -> str:
+    return f"{ROOT}/t/{check_id('tenant', tenant)}/"
+
+
+def adapters_prefix(tenant: str) -> str:
+    return f"{tenant_prefix(tenant)}a/"
+
+
+def log_prefix(tenant: str, adapter: str) -> str:
+    return f"{adapters_prefix(tenant)}{check_id('adapter', adapter)}/log/"
+
+
+def log_key(tenant: str, adapter: str, gen: int) -> str:
+    if not 1 <= gen <= MAX_GENERATION:
+        raise InvalidName(f"generation {gen} is out of range")
+    return f"{log_prefix(tenant, adapter)}{MAX_GENERATION - gen:016x}-{gen}"
+
+
+def parse_log_key(key: str) -> int:
+    """The generation in a log key; raises InvalidName when the two halves disagree."""
+    match = _LOG_NAME.fullmatch(key.rsplit("/", 1)[-1])
+    if match is None or MAX_GENERATION - int(match[1], 16) != int(match[2]):
+        raise InvalidName(f"{key!r} is not a log key")
+    return int(match[2])
+
+
+def blob_prefix(tenant: str, sha256: str) -> str:
+    return f"{tenant_prefix(tenant)}blob/{check_digest(sha256)}."
+
+
+def blob_key(tenant: str, sha256: str, txid: str, attempt: int) -> str:
+    return f"{blob_prefix(tenant, sha256)}{check_txid(txid)}.{attempt}"
+
+
+def intents_prefix(tenant: str) -> str:
+    return f"{tenant_prefix(tenant)}txn/"
+
+
+def intent_key(tenant: str, txid: str, attempt: int) -> str:
+    return f"{intents_prefix(tenant)}{check_txid(txid)}.{attempt}"
+
+
+def plans_prefix(tenant: str) -> str:
+    return f"{tenant_prefix(tenant)}gc/"
+
+
+def plan_key(tenant: str, plan_id: str) -> str:
+    return f"{plans_prefix(tenant)}{check_txid(plan_id)}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """What a caller asks for: an adapter and, optionally, which version of it."""
+
+    tenant: str
+    adapter: str
+    label: str = ""
+    """A version label; empty for whatever is current."""
+    vdig: str = ""
+    """A content digest; empty unless the caller pinned one."""
+
+    def __str__(self) -> str:
+        suffix = f"@{self.label}" if self.label else f"@sha256:{self.vdig}" if self.vdig else ""
+        return f"{self.adapter}{suffix}"
+
+    @property
+    def pinned(self) -> bool:
+        return bool(self.label or self.vdig)
+
+
+def parse_ref(text: str, *, tenant: str = DEFAULT_TENANT) -> AdapterRef:
+    """`name`, `name@label` or `name@sha256:<64 hex>`; raises InvalidName."""
+    name, at, selector = text.partition("@")
+    check_id("tenant", tenant)
+    check_id("adapter", name)
+    if not at:
+        return AdapterRef(tenant, name)
+    if selector.startswith("sha256:"):
+        return AdapterRef(tenant, name, vdig=check_digest(selector.removeprefix("sha256:")))
+    return AdapterRef(tenant, name, label=check_id("version", selector))

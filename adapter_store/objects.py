@@ -1,0 +1,71 @@
+"""The seam between the protocol and a store: five verbs, none with a default body.
+
+A backend implements exactly these semantics and passes the contract suite in
+`tests/adapter_store/object_store_contract.py`.
+The atomic step is `put_new`: it either creates the key with these bytes or raises, and of any
+number of racing callers exactly one creates it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectHead:
+    """What a store says about one object without sending its bytes."""
+
+    key: str
+    size: int
+    sha256: str | None
+    """Hex sha256 the store itself verified on receipt; None where it keeps none."""
+    modified: float
+    """Seconds since the epoch on the store's own clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a listing, in ascending key order."""
+
+    keys: tuple[str, ...]
+    folders: tuple[str, ...]
+    """Common prefixes up to and including the delimiter, when one was given."""
+    next_token: str | None
+    """Pass as `token` for the next page; None when this is the last."""
+
+
+class ObjectStore(Protocol):
+    """A strongly consistent, S3-shaped key-value store.
+
+    Every method may raise StoreUnavailable (no answer, or 5xx after retries that are safe) and
+    StoreRefused (credentials, bucket, permission).
+    """
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises NotFound."""
+        ...
+
+    def put_new(self, key: str, body: bytes) -> None:
+        """Create `key` with `body`, or raise; never overwrite.
+
+        One attempt, no retries. The sha256 of `body` travels with it and the store verifies it.
+        Raises AlreadyExists when the key is taken (it may be taken by an earlier attempt of the
+        caller's own), OutcomeUnknown when the request was sent and no usable answer came,
+        StoreUnavailable only when it is certain that nothing was stored.
+        """
+        ...
+
+    def head(self, key: str) -> ObjectHead:
+        """Size, verified checksum and age. Raises NotFound."""
+        ...
+
+    def list(
+        self, prefix: str, *, delimiter: str = "", limit: int = 1000, token: str | None = None
+    ) -> ListPage:
+        """Keys under `prefix` in ascending order, at most `limit` keys and folders together."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove `key`; removing an absent key is not an error."""
+        ...

@@ -1,0 +1,234 @@
+"""The words of the log: Record, VersionRef, FileEntry, Chunk, and their one canonical encoding.
+
+A record is write-once and a full snapshot: the newest record alone says what the adapter serves.
+Canonical JSON (sorted keys, no spaces, UTF-8, no NaN) makes equal records equal bytes, so a
+digest of the encoding is an identity. Each record names the sha256 of its parent's bytes: a chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from adapter_store.errors import IntegrityError
+
+FORMAT = 1
+MAX_RECORD_BYTES = 256 * 1024
+MAX_INDEXED_VERSIONS = 1024
+
+
+class RecordKind(Enum):
+    """Why a record was written."""
+
+    PUBLISH = "publish"
+    ROLLBACK = "rollback"
+    STAGE = "stage"
+    ACTIVATE = "activate"
+    SPLIT = "split"
+    FENCE = "fence"
+    TOMBSTONE = "tombstone"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of bytes of one file, stored as one object."""
+
+    key: str
+    offset: int
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of an adapter, with the objects that hold it in ascending offset."""
+
+    name: str
+    size: int
+    sha256: str
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRef:
+    """Published content under the label its publisher gave it."""
+
+    label: str
+    vdig: str
+    """sha256 over config, base, and the files' names, sizes and digests; not over keys or labels."""
+    base: str
+    """Fingerprint of the base model the adapter was trained for."""
+    config: Mapping[str, Any]
+    """The allow-listed part of adapter_config.json."""
+    files: tuple[FileEntry, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """Where in the log a label was first published: old versions resolve without a walk."""
+
+    label: str
+    vdig: str
+    gen: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitArm:
+    """One share of a canary: `weight` parts of the traffic go to `version`."""
+
+    weight: int
+    version: VersionRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One commit in an adapter's log."""
+
+    tenant: str
+    adapter: str
+    gen: int
+    kind: RecordKind
+    active: VersionRef | None
+    """What the adapter serves; None after a tombstone or before a first activation."""
+    staged: VersionRef | None = None
+    split: tuple[SplitArm, ...] = ()
+    versions: tuple[IndexEntry, ...] = ()
+    """The newest MAX_INDEXED_VERSIONS labels, oldest first."""
+    parent: str
+    """sha256 of record gen-1's bytes; empty for generation 1."""
+    fence: int
+    txid: str
+    attempt: int
+    actor: str
+    time: str
+    """RFC 3339, information only: nothing decides by it."""
+    signatures: tuple[Mapping[str, Any], ...] = field(default=())
+    format: int = FORMAT
+
+    def encode(self) -> bytes:
+        """Canonical JSON. Raises IntegrityError past MAX_RECORD_BYTES."""
+        value = asdict(self)
+        value["kind"] = self.kind.value
+        body = canonical_json(value)
+        if len(body) > MAX_RECORD_BYTES:
+            raise IntegrityError(f"record of {len(body)} bytes is over {MAX_RECORD_BYTES}")
+        return body
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.encode()).hexdigest()
+
+    def indexed(self, label: str) -> IndexEntry | None:
+        """The newest index entry with this label."""
+        return next((e for e in reversed(self.versions) if e.label == label), None)
+
+
+def canonical_json(value: Any) -> bytes:
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def version_digest(
+    *, base: str, config: Mapping[str, Any], files: Sequence[tuple[str, int, str]]
+) -> str:
+    """Identity of content: `files` are (name, size, sha256). Equal content gives equal digests."""
+    content = {"base": base, "config": dict(config), "files": sorted(map(list, files))}
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def decode_record(body: bytes) -> Record:
+    """Parse and check one record. Raises IntegrityError on anything but a canonical record."""
+    if len(body) > MAX_RECORD_BYTES:
+        raise IntegrityError(f"record of {len(body)} bytes is over {MAX_RECORD_BYTES}")
+    try:
+        value = json.loads(body)
+        if value["format"] != FORMAT:
+            raise IntegrityError(
+                f"record format {value['format']!r} is not {FORMAT}",
+                hint="upgrade this program to read it",
+            )
+        record = Record(
+            **{
+                **value,
+                "kind": RecordKind(value["kind"]),
+                "active": _version(value["active"]),
+                "staged": _version(value["staged"]),
+                "split": tuple(
+                    SplitArm(arm["weight"], _present(_version(arm["version"])))
+                    for arm in value["split"]
+                ),
+                "versions": tuple(IndexEntry(**entry) for entry in value["versions"]),
+                "signatures": tuple(value["signatures"]),
+            }
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"not a log record: {error}") from error
+    if record.encode() != body:
+        raise IntegrityError("record is not in canonical form")
+    for version in (record.active, record.staged, *(arm.version for arm in record.split)):
+        if version is not None and _digest_of(version) != version.vdig:
+            raise IntegrityError(f"version {version.label!r} does not match its digest")
+    return record
+
+
+def _present(version: VersionRef | None) -> VersionRef:
+    if version is None:
+        raise IntegrityError("a split arm names no version")
+    return version
+
+
+def _digest_of(version: VersionRef) -> str:
+    return version_digest(
+        base=version.base,
+        config=version.config,
+        files=[(f.name, f.size, f.sha256) for f in version.files],
+    )
+
+
+def _version(value: Mapping[str, Any] | None) -> VersionRef | None:
+    if value is None:
+        return None
+    files = tuple(
+        FileEntry(f["name"], f["size"], f["sha256"], tuple(Chunk(**c) for c in f["chunks"]))
+        for f in value["files"]
+    )
+    return VersionRef(value["label"], value["vdig"], value["base"], value["config"], files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseCard:
+    """What a publisher needs to know of a base model to validate an adapter without loading it."""
+
+    fingerprint: str
+    """64 hex: config, weight digests and quantisation of the base, as the node computes it."""
+    name: str
+    architecture: str
+    modules: Mapping[str, tuple[int, int]]
+    """Every linear an adapter may target, by full module name: (out_features, in_features)."""
+    max_rank: int = 64
+    format: int = FORMAT
+
+    def encode(self) -> bytes:
+        return canonical_json(asdict(self))
+
+
+def decode_base_card(body: bytes) -> BaseCard:
+    """Parse a base card. Raises IntegrityError."""
+    try:
+        value = json.loads(body)
+        card = BaseCard(
+            **{**value, "modules": {k: (int(o), int(i)) for k, (o, i) in value["modules"].items()}}
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"not a base card: {error}") from error
+    if card.format != FORMAT:
+        raise IntegrityError(f"base card format {card.format!r} is not {FORMAT}")
+    return card
