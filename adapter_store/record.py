@@ -59,7 +59,7 @@ class VersionRef:
 
     label: str
     vdig: str
-    """sha256 over config, base, and the files' names, sizes and digests; not over keys or labels."""
+    """sha256 over config, base, and the files' names, sizes, digests; not over keys or labels."""
     base: str
     """Fingerprint of the base model the adapter was trained for."""
     config: Mapping[str, Any]
