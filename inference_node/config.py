@@ -1,0 +1,56 @@
+"""The engine's settings as one frozen value. Environment and flags are read in `cli/settings.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inference_node.errors import BadConfiguration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Sizes are fixed at start: nothing grows afterwards, so nothing fragments."""
+
+    base_model: str
+    """A transformers checkpoint folder or model id."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    linears: str = "auto"
+    """`nf4`: bitsandbytes' kernel. `dense`: the same 4-bit values dequantised once. `auto`: nf4."""
+    dtype: str = "auto"
+    """Compute dtype: `auto`, `float32` or `bfloat16`."""
+    pool_bytes: int = 256 * 2**20
+    """Device memory for adapters."""
+    host_bytes: int = 512 * 2**20
+    """Host memory for verified adapters that are not, or no longer, on the device."""
+    kv_tokens: int = 16_384
+    """Tokens of KV cache shared by all running requests."""
+    block_tokens: int = 16
+    max_rows: int = 64
+    """Requests decoded in one step."""
+    step_tokens: int = 512
+    """Tokens in one step, prompt chunks included: bounds the wait a long prompt inflicts."""
+    max_context: int = 2048
+    max_queue: int = 1024
+    max_rank: int = 64
+    fetch_threads: int = 4
+    poll_seconds: float = 30.0
+    """How often a resident adapter's log is checked while the hint stream is healthy."""
+    poll_seconds_without_hints: float = 5.0
+    max_staleness: float = 5.0
+    """A name checked against the store longer ago than this is checked again at admission."""
+
+    def __post_init__(self) -> None:
+        for name in ("pool_bytes", "kv_tokens", "block_tokens", "max_rows", "step_tokens"):
+            if getattr(self, name) < 1:
+                raise BadConfiguration(f"{name} must be at least 1")
+        if self.step_tokens < self.max_rows:
+            raise BadConfiguration("step_tokens must be at least max_rows, or decode would starve")
+        if self.device not in {"auto", "cpu", "cuda"}:
+            raise BadConfiguration(f"device {self.device!r} is none of auto, cpu, cuda")
+        if self.linears not in {"auto", "nf4", "dense"}:
+            raise BadConfiguration(f"linears {self.linears!r} is none of auto, nf4, dense")
+        if self.dtype not in {"auto", "float32", "bfloat16"}:
+            raise BadConfiguration(f"dtype {self.dtype!r} is none of auto, float32, bfloat16")
+        if not 1 <= self.max_rank <= 64:
+            raise BadConfiguration("max_rank must be 1 to 64")
