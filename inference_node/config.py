@@ -1,4 +1,4 @@
-"""The engine's settings as one frozen value. Environment and flags are read in `cli/settings.py`."""
+"""The engine's settings as one frozen value; `cli/settings.py` reads environment and flags."""
 
 from __future__ import annotations
 
