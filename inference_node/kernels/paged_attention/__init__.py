@@ -1,0 +1,16 @@
+"""Attention of each row over its own sequence's paged keys and values.
+
+**Semantics.** Sequence i has query rows q_i (its newest tokens) and context length c_i including
+them. With K_i, V_i the first c_i cached entries of its blocks, row j of q_i sees the first
+c_i - len(q_i) + j + 1 of them::
+
+    out = softmax(scale * q K^T + causal mask) V, query heads sharing key heads in equal groups
+
+Caches are [blocks, block_tokens, kv_heads, head_dim]; block 0 is never handed out and takes the
+writes of padding. After PagedAttention (arXiv 2309.06180).
+"""
+
+from inference_node.kernels.paged_attention.contract import AttentionPlan, Chunk
+from inference_node.kernels.paged_attention.reference import paged_attention, write_kv
+
+__all__ = ["AttentionPlan", "Chunk", "paged_attention", "write_kv"]

@@ -1,0 +1,15 @@
+"""Linear layers over NF4 weights.
+
+**Semantics.** With codes c and per-64-element scales s as bitsandbytes packs them::
+
+    W = codebook_nf4[c] * s                  # [out, in]
+    y = x @ W.T + bias
+
+`dense_linear` dequantises once and multiplies exactly: the oracle. `nf4_linear` hands the packed
+weights to bitsandbytes' own operator, which may round W to bfloat16 (QLoRA, arXiv 2305.14314).
+"""
+
+from inference_node.kernels.quant4.fused import describe, multiplies_bfloat16, nf4_linear
+from inference_node.kernels.quant4.reference import dense_linear, dequantise
+
+__all__ = ["dense_linear", "dequantise", "describe", "multiplies_bfloat16", "nf4_linear"]

@@ -1,0 +1,77 @@
+"""The device memory of adapters: fixed pages, allocated once, written whole.
+
+Every page carries the stamp of the version whose bytes it holds. A step asks `routing` for the
+pages of the versions it holds leases on, and a stamp that differs stops the step: a stale page
+list can raise, but it cannot serve another tenant's weights.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from inference_node.adapters.slots import PageAllocator, Resident
+from inference_node.adapters.weights import HostAdapter
+from inference_node.kernels.lora import GroupPool, ModuleMap, SlotPages
+
+
+class StalePages(AssertionError):
+    """A step was about to read pages that belong to another version."""
+
+
+class AdapterPool:
+    """Pool tensors of every group, and which version each page belongs to."""
+
+    def __init__(
+        self, modules: ModuleMap, *, pool_bytes: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """As many pages in every group as `pool_bytes` holds, plus the null page 0."""
+        self._modules = modules
+        elements = [group.shape.page_elements(modules.layers) for group in modules.groups]
+        self.page_bytes = sum(elements) * dtype.itemsize
+        pages = max(1, pool_bytes // self.page_bytes)
+        self.allocator = PageAllocator([pages] * len(modules.groups))
+        self.groups = tuple(
+            GroupPool(
+                shape=group.shape,
+                a=torch.zeros(
+                    (pages + 1, modules.layers, *group.shape.a_page), dtype=dtype, device=device
+                ),
+                b=torch.zeros(
+                    (pages + 1, modules.layers, *group.shape.b_page),
+                    dtype=dtype,
+                    device=device,
+                ),
+            )
+            for group in modules.groups
+        )
+        self._stamps = [[0] * (pages + 1) for _ in modules.groups]
+
+    def claim(self, staged: Resident) -> None:
+        """Mark a version's pages as its own, before they are written."""
+        for group, pages in enumerate(staged.pages):
+            for page in pages:
+                self._stamps[group][page] = staged.stamp
+
+    def write(self, staged: Resident, host: HostAdapter) -> None:
+        """Fill a version's pages. It is not resident yet, so no step reads them meanwhile."""
+        for pool, pages, group in zip(self.groups, staged.pages, host.groups, strict=True):
+            if group is None:
+                continue
+            for page, a, b in zip(pages, group.a, group.b, strict=True):
+                pool.a[page].copy_(a, non_blocking=True)
+                pool.b[page].copy_(b, non_blocking=True)
+
+    def routing(self, held: Resident) -> SlotPages:
+        """A leased version's pages for one step. Raises StalePages when they are not its own."""
+        for group, pages in enumerate(held.pages):
+            for page in pages:
+                if self._stamps[group][page] != held.stamp:
+                    raise StalePages(f"page {page} of group {group} is not {held.key}'s")
+        return SlotPages(held.pages, held.scale)
+
+    def read_back(self, held: Resident) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Copies of a version's pages, for tests and audits."""
+        return tuple(
+            (pool.a[list(pages)].clone(), pool.b[list(pages)].clone())
+            for pool, pages in zip(self.groups, held.pages, strict=True)
+        )

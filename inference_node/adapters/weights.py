@@ -1,0 +1,81 @@
+"""A verified adapter in the pool's own layout, on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from adapter_store.validate import AdapterTensors
+from inference_node.kernels.lora import PAGE_RANKS, ModuleMap
+
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class HostGroup:
+    """One group's pages of one adapter; the ranks a last page lacks are zeros."""
+
+    a: torch.Tensor  # [pages, layers, slices, 8, in]
+    b: torch.Tensor  # [pages, layers, 8, sum(out)]
+
+
+@dataclass(frozen=True, slots=True)
+class HostAdapter:
+    """Immutable once built: copying it twice gives bit-equal pages."""
+
+    groups: tuple[HostGroup | None, ...]
+    """None where the adapter targets nothing in the group: it takes no pages there."""
+    scale: float
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """Pages wanted in each group."""
+        return tuple(0 if group is None else group.a.shape[0] for group in self.groups)
+
+    @property
+    def bytes(self) -> int:
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for group in self.groups
+            if group is not None
+            for tensor in (group.a, group.b)
+        )
+
+
+def host_adapter(
+    content: AdapterTensors, modules: ModuleMap, *, dtype: torch.dtype, pin: bool = False
+) -> HostAdapter:
+    """Lay checked tensors out in pages. The content fits the map: `check_content` said so."""
+    rank = content.spec.rank
+    pages = -(-rank // PAGE_RANKS)
+    sites = {path: (layer, group, part) for path, layer, group, part in modules.sites()}
+    groups: list[HostGroup | None] = [None] * len(modules.groups)
+    source = _DTYPES[content.dtype]
+    for module in content.modules:
+        layer, index, part = sites[module]
+        shape = modules.groups[index].shape
+        group = groups[index]
+        if group is None:
+            group = groups[index] = HostGroup(
+                torch.zeros(
+                    (pages, modules.layers, *shape.a_page),
+                    dtype=dtype,
+                    pin_memory=pin,
+                ),
+                torch.zeros(
+                    (pages, modules.layers, *shape.b_page),
+                    dtype=dtype,
+                    pin_memory=pin,
+                ),
+            )
+        first = sum(shape.out_features[:part])
+        columns = slice(first, first + shape.out_features[part])
+        a = torch.from_numpy(content.a(module)).view(source).to(dtype)  # [rank, in]
+        b = torch.from_numpy(content.b(module)).view(source).to(dtype)  # [out, rank]
+        for page in range(pages):
+            ranks = slice(page * PAGE_RANKS, min(rank, (page + 1) * PAGE_RANKS))
+            count = ranks.stop - ranks.start
+            group.a[page, layer, part, :count] = a[ranks]
+            group.b[page, layer, :count, columns] = b[:, ranks].T
+    return HostAdapter(tuple(groups), content.spec.scale)

@@ -1,0 +1,82 @@
+"""The attention routing of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The new tokens of one sequence in one step."""
+
+    block_table: tuple[int, ...]
+    start: int
+    """Position of the first new token."""
+    length: int
+
+    @property
+    def context(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class LongChunk:
+    """A chunk of more than one token, run on its own."""
+
+    first_row: int
+    length: int
+    context: int
+    blocks: torch.Tensor  # [blocks] int64
+    mask: torch.Tensor | None  # [length, context] bool, True = visible; None for a whole prompt
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """Single-token rows come first and run as one batch; longer chunks follow one by one."""
+
+    slots: torch.Tensor  # [rows] int64: block * block_tokens + offset of each new token
+    decode_rows: int
+    decode_blocks: torch.Tensor  # [decode_rows, blocks] int64, padded with block 0
+    decode_mask: torch.Tensor  # [decode_rows, 1, 1, blocks * block_tokens] bool
+    long: tuple[LongChunk, ...]
+
+    @classmethod
+    def build(
+        cls, chunks: Sequence[Chunk], *, block_tokens: int, device: torch.device
+    ) -> AttentionPlan:
+        """`chunks` in row order: all of length 1 first. Raises ValueError otherwise."""
+        decode = [chunk for chunk in chunks if chunk.length == 1]
+        if any(chunk.length == 1 for chunk in chunks[len(decode) :]):
+            raise ValueError("single-token chunks must come first")
+        slots = [
+            chunk.block_table[position // block_tokens] * block_tokens + position % block_tokens
+            for chunk in chunks
+            for position in range(chunk.start, chunk.context)
+        ]
+        width = max((-(-chunk.context // block_tokens) for chunk in decode), default=0)
+        table = torch.zeros(len(decode), width, dtype=torch.int64)
+        for row, chunk in enumerate(decode):
+            used = chunk.block_table[: -(-chunk.context // block_tokens)]
+            table[row, : len(used)] = torch.tensor(used)
+        contexts = torch.tensor([chunk.context for chunk in decode], dtype=torch.int64)
+        visible = torch.arange(width * block_tokens)[None, :] < contexts[:, None]
+        long: list[LongChunk] = []
+        row = len(decode)
+        for chunk in chunks[len(decode) :]:
+            blocks = torch.tensor(chunk.block_table[: -(-chunk.context // block_tokens)])
+            mask = None
+            if chunk.start:
+                positions = torch.arange(chunk.start, chunk.context)
+                mask = (torch.arange(chunk.context)[None, :] <= positions[:, None]).to(device)
+            long.append(LongChunk(row, chunk.length, chunk.context, blocks.to(device), mask))
+            row += chunk.length
+        return cls(
+            torch.tensor(slots, dtype=torch.int64, device=device),
+            len(decode),
+            table.to(device),
+            visible[:, None, None, :].to(device),
+            tuple(long),
+        )

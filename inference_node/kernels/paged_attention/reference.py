@@ -1,0 +1,82 @@
+"""Paged attention in plain torch: the oracle, and the path taken on CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from inference_node.kernels.paged_attention.contract import AttentionPlan, LongChunk
+
+
+def write_kv(
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+) -> None:
+    """Store new keys and values, [rows, kv_heads, head_dim], at the plan's slots, in place."""
+    if k.shape != v.shape or k.shape[1:] != k_cache.shape[2:]:
+        raise ValueError(f"k {tuple(k.shape)}, v {tuple(v.shape)}, cache {tuple(k_cache.shape)}")
+    k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, plan.slots, k)
+    v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, plan.slots, v)
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+) -> torch.Tensor:
+    """q [rows, heads, head_dim] -> [rows, heads, head_dim]; the step's keys are already written."""
+    if q.ndim != 3 or q.shape[1] % k_cache.shape[2] or q.shape[2] != k_cache.shape[3]:
+        raise ValueError(f"q {tuple(q.shape)} does not fit the cache {tuple(k_cache.shape)}")
+    out = torch.empty_like(q)
+    if plan.decode_rows:
+        out[: plan.decode_rows] = _decode(q[: plan.decode_rows], k_cache, v_cache, plan, scale)
+    for chunk in plan.long:
+        rows = slice(chunk.first_row, chunk.first_row + chunk.length)
+        out[rows] = _prefill(q[rows], k_cache, v_cache, chunk, scale)
+    return out
+
+
+def _decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    plan: AttentionPlan,
+    scale: float,
+) -> torch.Tensor:
+    """One token a row: query heads of a key head are its "tokens", so keys are never repeated."""
+    rows, heads, dim = q.shape
+    kv_heads = k_cache.shape[2]
+    gathered = (rows, -1, kv_heads, dim)
+    k = k_cache[plan.decode_blocks].view(gathered).transpose(1, 2)  # [rows, kv_heads, context, d]
+    v = v_cache[plan.decode_blocks].view(gathered).transpose(1, 2)
+    packed = q.view(rows, kv_heads, heads // kv_heads, dim)
+    out = scaled_dot_product_attention(packed, k, v, attn_mask=plan.decode_mask, scale=scale)
+    return out.reshape(rows, heads, dim)
+
+
+def _prefill(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    chunk: LongChunk,
+    scale: float,
+) -> torch.Tensor:
+    kv_heads, dim = k_cache.shape[2:]
+    k = k_cache[chunk.blocks].view(-1, kv_heads, dim)[: chunk.context].transpose(0, 1)
+    v = v_cache[chunk.blocks].view(-1, kv_heads, dim)[: chunk.context].transpose(0, 1)
+    out = scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        k[None],
+        v[None],
+        attn_mask=chunk.mask,
+        is_causal=chunk.mask is None,
+        scale=scale,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1)

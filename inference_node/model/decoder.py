@@ -1,0 +1,230 @@
+"""Drives transformers' own modelling code over paged keys and values and a pool of adapters.
+
+The forward pass is the library's; three things are ours and are reached through its public seams:
+the attention function (AttentionInterface), the linears (replaced by LoraLinear), and the rows,
+which are the new tokens of many sequences laid end to end in one row of a [1, rows] batch.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from inference_node.errors import UnsupportedModel
+from inference_node.kernels.lora import GroupPool, GroupShape, ModuleGroup, ModuleMap
+from inference_node.kernels.paged_attention import AttentionPlan, paged_attention, write_kv
+from inference_node.kernels.quant4 import dense_linear, describe, nf4_linear
+from inference_node.model.batch import ForwardBatch
+from inference_node.model.checkpoint import ATTENTION, Base
+from inference_node.model.layers import LoraLinear, StepLora
+
+_TRACE = f"{ATTENTION}_trace"
+_LAYER = re.compile(r"(?P<head>.*\blayers\.)(?P<layer>\d+)(?P<tail>\..*)")
+
+
+class _PagedCache:
+    """Keys and values of every layer, and the attention routing of the running step."""
+
+    def __init__(self) -> None:
+        self.k: list[torch.Tensor] = []  # [layers] of [blocks, block_tokens, kv_heads, head_dim]
+        self.v: list[torch.Tensor] = []
+        self.plan: AttentionPlan | None = None
+
+
+class Decoder:
+    """A loaded base with its linears and attention replaced. Used by one thread."""
+
+    def __init__(self, base: Base, *, linears: str = "nf4") -> None:
+        self.base = base
+        self.module_map = trace_modules(base)
+        self._step = StepLora()
+        self._cache = _PagedCache()
+        self.base_bytes_bf16 = _bf16_bytes(base.model)
+        self._replace_linears("nf4" if linears == "auto" else linears)
+        self._layers = _attention_modules(base.model)
+        for attention in self._layers:
+            attention.lorapool_cache = self._cache
+
+    @property
+    def kernel(self) -> str:
+        return f"{self._kernel}, {str(self.base.dtype).removeprefix('torch.')} compute"
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes the base holds, the scales of its 4-bit blocks included."""
+        total = 0
+        for parameter in _unique_parameters(self.base.model):
+            total += parameter.numel() * parameter.element_size()
+            state = getattr(parameter, "quant_state", None)
+            total += state.absmax.numel() * state.absmax.element_size() if state else 0
+        return total
+
+    def allocate_cache(self, *, blocks: int, block_tokens: int) -> None:
+        """Fix the KV cache: `blocks` blocks beside block 0, which takes no sequence's tokens."""
+        settings = self.base.model.config
+        heads = settings.num_key_value_heads
+        dim = getattr(settings, "head_dim", None) or (
+            settings.hidden_size // settings.num_attention_heads
+        )
+        shape = (blocks + 1, block_tokens, heads, dim)
+        for cache in (self._cache.k, self._cache.v):
+            cache[:] = [
+                torch.zeros(shape, dtype=self.base.dtype, device=self.base.device)
+                for _ in self._layers
+            ]
+
+    def zero_blocks(self, blocks: list[int]) -> None:
+        """Overwrite blocks that may hold values that are not finite."""
+        for cache in (*self._cache.k, *self._cache.v):
+            cache[blocks] = 0
+
+    def bind_pool(self, pools: tuple[GroupPool, ...]) -> None:
+        self._step.pools = pools
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits of the wanted rows, [sampled, vocab] float32; caches new keys and values."""
+        self._cache.plan = batch.attention
+        self._step.begin(batch.lora)
+        try:
+            output = self.base.model(
+                input_ids=batch.token_ids[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                logits_to_keep=batch.logit_rows,
+            )
+        finally:
+            self._cache.plan = None
+            self._step.begin(None)
+        logits: torch.Tensor = output.logits[0]
+        return logits.float()
+
+    def _replace_linears(self, linears: str) -> None:
+        model = self.base.model
+        self._kernel = (
+            describe(self.base.device) if linears == "nf4" else "NF4 values dequantised once"
+        )
+        for path, layer, group, part in self.module_map.sites():
+            linear = model.get_submodule(path)
+            kernel = (
+                nf4_linear(linear)
+                if linears == "nf4"
+                else dense_linear(linear, dtype=self.base.dtype)
+            )
+            wrapped = LoraLinear(kernel, self._step, group=group, layer=layer, part=part)
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, wrapped)
+
+
+def trace_modules(base: Base) -> ModuleMap:
+    """Find the groups by watching which linears receive the same tensor object.
+
+    Done on the meta device, so nothing is computed. Raises UnsupportedModel when layers differ.
+    """
+    seen: list[tuple[str, int, int, int]] = []
+    keep_alive: list[torch.Tensor] = []
+    handles = []
+
+    def watch(path: str, module: Any) -> None:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            keep_alive.append(inputs[0])
+            seen.append((path, id(inputs[0]), module.out_features, module.in_features))
+
+        handles.append(module.register_forward_pre_hook(hook))
+
+    twin = _meta_twin(base)
+    for path, module in twin.named_modules():
+        if isinstance(module, nn.Linear) and _LAYER.fullmatch(path):
+            watch(path, module)
+    with torch.inference_mode():
+        twin(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"), use_cache=False)
+    return _group(seen)
+
+
+def _group(seen: list[tuple[str, int, int, int]]) -> ModuleMap:
+    layers: dict[int, dict[int, list[tuple[str, int, int]]]] = {}
+    heads = set()
+    for path, tensor, out_features, in_features in seen:
+        match = _LAYER.fullmatch(path)
+        assert match is not None
+        heads.add(match["head"])
+        siblings = layers.setdefault(int(match["layer"]), {}).setdefault(tensor, [])
+        siblings.append((match["tail"], out_features, in_features))
+    shapes = {
+        tuple(
+            ModuleGroup(
+                name="+".join(tail.rsplit(".", 1)[-1] for tail, _, _ in siblings),
+                tails=tuple(tail for tail, _, _ in siblings),
+                shape=GroupShape(siblings[0][2], tuple(out for _, out, _ in siblings)),
+            )
+            for siblings in groups.values()
+        )
+        for groups in layers.values()
+    }
+    if len(heads) != 1 or len(shapes) != 1:
+        raise UnsupportedModel("decoder layers differ in their linears")
+    return ModuleMap(heads.pop(), len(layers), shapes.pop())
+
+
+def _meta_twin(base: Base) -> Any:
+    settings = type(base.model.config).from_dict(
+        {**base.model.config.to_dict(), "quantization_config": None}
+    )
+    settings._attn_implementation = _TRACE
+    with torch.device("meta"):
+        return type(base.model)(settings).eval()
+
+
+def _attention_modules(model: Any) -> list[Any]:
+    return [
+        module
+        for module in model.modules()
+        if hasattr(module, "layer_idx") and hasattr(module, "scaling")
+    ]
+
+
+def _unique_parameters(model: Any) -> list[torch.Tensor]:
+    return list({id(p): p for p in model.parameters()}.values())
+
+
+def _bf16_bytes(model: Any) -> int:
+    quantised = {id(m.weight): m for m in model.modules() if hasattr(m, "quant_storage")}
+    total = 0
+    for parameter in _unique_parameters(model):
+        module = quantised.get(id(parameter))
+        total += 2 * (
+            module.out_features * module.in_features if module is not None else parameter.numel()
+        )
+    return total
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,  # [1, heads, rows, head_dim]
+    key: torch.Tensor,  # [1, kv_heads, rows, head_dim]
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    cache: _PagedCache = module.lorapool_cache
+    layer = module.layer_idx
+    k_cache, v_cache = cache.k[layer], cache.v[layer]
+    assert cache.plan is not None
+    write_kv(k_cache, v_cache, key[0].transpose(0, 1), value[0].transpose(0, 1), cache.plan)
+    rows = query[0].transpose(0, 1)  # [rows, heads, head_dim]
+    out = paged_attention(rows, k_cache, v_cache, cache.plan, scale=kwargs["scaling"])
+    return out[None], None
+
+
+def _attend_nothing(
+    module: Any, query: torch.Tensor, *_: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    return query.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionInterface.register(_TRACE, _attend_nothing)
