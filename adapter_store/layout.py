@@ -6,6 +6,7 @@ v1/t/<tenant>/a/<adapter>/log/<inv>-<gen>    commit record; inv makes the newest
 v1/t/<tenant>/blob/<sha256>.<txid>.<attempt> one chunk, at most 16 MiB
 v1/t/<tenant>/txn/<txid>.<attempt>           publish intent
 v1/t/<tenant>/gc/<planid>                    garbage collection plan
+v1/check/<random>                            probe of the conformance check, deleted after it
 
 Some stores alias `a//b` to `a/b`, so an id never contains a slash and is never empty.
 """
@@ -113,6 +114,14 @@ def plans_prefix(tenant: str) -> str:
 
 def plan_key(tenant: str, plan_id: str) -> str:
     return f"{plans_prefix(tenant)}{check_txid(plan_id)}"
+
+
+def checks_prefix() -> str:
+    return f"{ROOT}/check/"
+
+
+def check_key(nonce: str) -> str:
+    return f"{checks_prefix()}{check_txid(nonce)}"
 
 
 @dataclass(frozen=True, slots=True)
