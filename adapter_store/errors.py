@@ -2,6 +2,7 @@
 
 StoreError
 ├── InvalidName          an id breaks the grammar; nothing was sent
+├── InvalidSetting       an environment variable does not parse; nothing was started
 ├── NotFound             the store answered: there is no such thing
 ├── AlreadyExists        the key is taken; our bytes are not there (objects.put_new)
 ├── Conflict             another publisher's commit holds the slot; ours did not land
@@ -31,6 +32,10 @@ class StoreError(Exception):
 
 class InvalidName(StoreError):
     """An id, version label or reference breaks the grammar; nothing was sent."""
+
+
+class InvalidSetting(StoreError):
+    """A configuration value is malformed; the message names its variable."""
 
 
 class NotFound(StoreError):

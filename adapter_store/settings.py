@@ -1,0 +1,208 @@
+"""Every setting of the store, read from the environment in this one place.
+
+With no LORAPOOL_S3_* variable set, the services that `make up` runs in this folder are used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from adapter_store.coordination import Announcer, NoAnnouncer, NoLock, PublishLock
+from adapter_store.errors import InvalidName, InvalidSetting, StoreUnavailable
+from adapter_store.layout import DEFAULT_TENANT, check_id
+from adapter_store.processes import ProcessId
+
+if TYPE_CHECKING:
+    from adapter_store.notify import HintStream
+    from adapter_store.s3 import S3Store
+
+PREFIX = "LORAPOOL_"
+STATE_DIR = Path(".lorapool")
+STACK_FILE = "stack.json"
+S3_SERVICE = "seaweedfs"
+REDIS_SERVICE = "valkey"
+DEFAULT_BUCKET = "adapters"
+DEFAULT_REGION = "us-east-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where the services are and what opens them."""
+
+    s3_endpoint: str
+    s3_access_key: str
+    s3_secret_key: str
+    redis_url: str
+    s3_bucket: str = DEFAULT_BUCKET
+    s3_region: str = DEFAULT_REGION
+
+    def environment(self) -> dict[str, str]:
+        """The same as the variables `load_settings` reads, for a child process."""
+        return {PREFIX + name.upper(): value for name, value in asdict(self).items() if value}
+
+    def __repr__(self) -> str:
+        return f"Endpoints({self.s3_endpoint}, bucket {self.s3_bucket})"
+
+
+@dataclass(frozen=True, slots=True)
+class StackFile:
+    """What a running stack leaves in its state folder, so that other commands find it."""
+
+    endpoints: Endpoints
+    processes: Mapping[str, ProcessId]
+
+    def write(self, state_dir: Path) -> None:
+        """Replace the file at once; only the owner may read it."""
+        write_private(state_dir / STACK_FILE, json.dumps(asdict(self), indent=2))
+
+    def is_running(self, name: str) -> bool:
+        """Whether the process of that name is still the one that was started."""
+        return name in self.processes and self.processes[name].is_alive()
+
+
+def read_stack(state_dir: Path) -> StackFile | None:
+    """The stack last started in `state_dir`; None when there is none that can be understood."""
+    try:
+        value = json.loads((state_dir / STACK_FILE).read_text())
+        return StackFile(
+            Endpoints(**value["endpoints"]),
+            {name: ProcessId(**process) for name, process in value["processes"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def forget_stack(state_dir: Path) -> None:
+    (state_dir / STACK_FILE).unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file in one step; it is never readable by anyone but its owner."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def _url(*schemes: str) -> AfterValidator:
+    def check(value: str | SecretStr) -> str | SecretStr:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        parts = urlsplit(text)
+        if parts.scheme not in schemes or not (parts.netloc or parts.path):
+            raise ValueError("not a URL like " + " or ".join(f"{s}://..." for s in schemes))
+        _ = parts.port
+        return value
+
+    return AfterValidator(check)
+
+
+def _tenant(value: str) -> str:
+    try:
+        return check_id("tenant", value)
+    except InvalidName as error:
+        raise ValueError(f"{error} ({error.hint})") from error
+
+
+def _default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorapool"
+
+
+class StoreSettings(BaseSettings):
+    """Where adapters live and where this machine keeps copies."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, env_ignore_empty=True, extra="ignore"
+    )
+
+    s3_endpoint: Annotated[str, _url("http", "https")] | None = None
+    """URL of the S3 service; unset for AWS, when another LORAPOOL_S3_* is set."""
+    s3_bucket: str = Field(default=DEFAULT_BUCKET, pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    s3_region: str = DEFAULT_REGION
+    s3_access_key: SecretStr | None = None
+    s3_secret_key: SecretStr | None = None
+    redis_url: Annotated[SecretStr, _url("redis", "rediss", "unix")] | None = None
+    """Redis for the publish lock and hints; unset: publishers go without, nodes poll."""
+    cache_dir: Path = Field(default_factory=_default_cache_dir)
+    tenant: Annotated[str, AfterValidator(_tenant)] = DEFAULT_TENANT
+
+    def open_store(self) -> S3Store:
+        """The configured store; sends nothing yet."""
+        from adapter_store.s3 import open_s3
+
+        return open_s3(
+            endpoint=self.s3_endpoint,
+            bucket=self.s3_bucket,
+            region=self.s3_region,
+            access_key=_revealed(self.s3_access_key),
+            secret_key=_revealed(self.s3_secret_key),
+        )
+
+    def open_lock(self) -> PublishLock:
+        """The configured lock, or NoLock."""
+        url = _revealed(self.redis_url)
+        if url is None:
+            return NoLock()
+        from adapter_store.locks import open_lock
+
+        return open_lock(url)
+
+    def open_announcer(self) -> Announcer:
+        """The configured announcer, or NoAnnouncer."""
+        url = _revealed(self.redis_url)
+        if url is None:
+            return NoAnnouncer()
+        from adapter_store.notify import open_announcer
+
+        return open_announcer(url)
+
+    def open_hints(self) -> HintStream | None:
+        """The configured hint stream; None without Redis."""
+        url = _revealed(self.redis_url)
+        if url is None:
+            return None
+        from adapter_store.notify import open_hints
+
+        return open_hints(url)
+
+
+def load_settings(*, state_dir: Path = STATE_DIR) -> StoreSettings:
+    """Settings from the environment, or from the stack running in `state_dir`.
+
+    Raises InvalidSetting naming the variable, and StoreUnavailable when there is neither.
+    """
+    try:
+        settings = StoreSettings()
+        if any(name.startswith("s3_") for name in settings.model_fields_set):
+            return settings
+        stack = read_stack(state_dir)
+        if stack is None or not stack.is_running(S3_SERVICE):
+            raise StoreUnavailable(
+                "no store is configured and none is running here",
+                hint="run `make up` in this folder, or set LORAPOOL_S3_ENDPOINT, "
+                "LORAPOOL_S3_ACCESS_KEY and LORAPOOL_S3_SECRET_KEY",
+            )
+        given = settings.model_dump(exclude_unset=True)
+        return StoreSettings(**{**asdict(stack.endpoints), **given})
+    except ValidationError as error:
+        raise InvalidSetting(_named(error)) from None
+
+
+def _named(error: ValidationError) -> str:
+    """Which variables are wrong and why, without their values: one of them may be a secret."""
+    return "; ".join(
+        f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors()
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
