@@ -93,7 +93,8 @@ class Detokenizer:
     """
 
     _LIMIT = 16
-    """Longest window; trimming to half keeps the cost constant."""
+    """Longest window at the end of a character, twice that in a run of broken ones. Trimming to
+    half keeps the cost constant."""
     _SETTLED = 4
     """A character has at most 4 bytes, so after 4 more tokens a broken one stays broken."""
 
@@ -104,6 +105,8 @@ class Detokenizer:
         """Characters of the decoded window already handed out."""
         self._unsettled = 0
         """Tokens since the window last ended in a whole character."""
+        self._ends: list[int] = []
+        """Positions in the window where it ended in a whole character: it may be cut there."""
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes; empty inside a character and for special tokens."""
@@ -113,22 +116,30 @@ class Detokenizer:
         text = self._tokenizer.decode(self._window)
         whole = text.rstrip("\ufffd")
         self._unsettled = 0 if whole == text else self._unsettled + 1
+        if self._unsettled == 0:
+            self._ends.append(len(self._window))
         if self._unsettled > self._SETTLED:
             whole = text[:-1]
         new = whole[self._given :]
         self._given += len(new)
-        if len(self._window) > self._LIMIT:
+        room = self._LIMIT if self._unsettled == 0 else 2 * self._LIMIT
+        if len(self._window) > room:
             self._trim(pending=len(text) - self._given)
         return new
 
     def flush(self) -> str:
         """What is left at the end, a broken last character shown as U+FFFD."""
         rest = self._tokenizer.decode(self._window)[self._given :]
-        self._window, self._given, self._unsettled = [], 0, 0
+        self._window, self._given, self._unsettled, self._ends = [], 0, 0, []
         return rest
 
     def _trim(self, pending: int) -> None:
-        self._window = self._window[-(self._LIMIT // 2) :]
+        # A decoder that falls back to bytes shows a whole run of them as broken while its last
+        # character is incomplete, so cut between characters, unless the bytes make none at all.
+        half = self._LIMIT // 2
+        cut = max((end for end in self._ends if end <= half), default=half)
+        self._window = self._window[cut:]
+        self._ends = [end - cut for end in self._ends if end > cut]
         self._given = len(self._tokenizer.decode(self._window)) - pending
 
 

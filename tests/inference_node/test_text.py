@@ -96,7 +96,7 @@ def test_the_window_stays_short_whatever_the_tokens(smol: Tokenizer) -> None:
     for token_id in (broken, 2, 0, smol.encode(" a")[0]):
         detokenizer = smol.detokenizer()
         text = "".join(detokenizer.push(token_id) for _ in range(500))
-        assert len(detokenizer._window) <= 17
+        assert len(detokenizer._window) <= 32
         assert text + detokenizer.flush() == smol.decode([token_id] * 500)
 
 
@@ -106,7 +106,7 @@ def test_the_window_stays_short_whatever_the_tokens(smol: Tokenizer) -> None:
         max_size=40,
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_spaces_and_fallback_bytes_survive_being_decoded_in_pieces(
     metaspace: Tokenizer, words: list[str]
 ) -> None:
