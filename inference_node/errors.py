@@ -2,6 +2,7 @@
 
 NodeError
 ├── InvalidRequest       a field breaks its bound; nothing was queued
+│   └── RequestInFlight  another request of that id still runs; nothing was queued
 ├── AdapterNotFound      no such adapter or version for this tenant (forbidden answers the same)
 ├── AdapterIncompatible  it exists, but was published for another base, or cannot fit this node
 ├── AdapterCorrupt       its bytes are not what the log says; the last good version keeps serving
@@ -55,6 +56,12 @@ class InvalidRequest(NodeError):
         super().__init__(f"{field}: {message}", hint=hint, details={"field": field})
         self.field = field
         self.problem = message
+
+
+class RequestInFlight(InvalidRequest):
+    """The request's id names another one that still runs on this node."""
+
+    reason = "REQUEST_IN_FLIGHT"
 
 
 class AdapterNotFound(NodeError):
