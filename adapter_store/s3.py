@@ -246,7 +246,7 @@ def open_s3(
         return made
 
     try:
-        return S3Store(client(4), writer=client(1), bucket=bucket)
+        return S3Store(client(3), writer=client(1), bucket=bucket)
     except ValueError as error:
         raise StoreRefused(str(error), hint="check LORAPOOL_S3_ENDPOINT") from error
 
