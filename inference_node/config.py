@@ -37,7 +37,7 @@ class EngineConfig:
     poll_seconds: float = 30.0
     """How often a resident adapter's log is checked while the hint stream is healthy."""
     poll_seconds_without_hints: float = 5.0
-    max_staleness: float = 5.0
+    max_staleness: float = 60.0
     """A name checked against the store longer ago than this is checked again at admission."""
 
     def __post_init__(self) -> None:

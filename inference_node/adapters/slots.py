@@ -110,6 +110,8 @@ class SlotTable:
     _serving: dict[tuple[str, str], Entry] = field(default_factory=dict)
     _stamps: int = 0
     _ticks: int = 0
+    lease_count: int = 0
+    """Leases held on all versions together."""
 
     def resident(self, key: VersionKey) -> Resident | None:
         """The version's pages, when they are filled and may be leased."""
@@ -133,6 +135,7 @@ class SlotTable:
         assert found is not None
         self._ticks += 1
         found.leases += 1
+        self.lease_count += 1
         found.last_used = self._ticks
         return found
 
@@ -140,6 +143,7 @@ class SlotTable:
         """Drop one lease; a draining version without leases gives its pages back."""
         assert held.leases > 0, "a lease is dropped once"
         held.leases -= 1
+        self.lease_count -= 1
         if held.state is Residency.DRAINING and held.leases == 0:
             self._free(held)
 
@@ -207,10 +211,6 @@ class SlotTable:
     def resident_count(self) -> int:
         return len(self._residents)
 
-    @property
-    def lease_count(self) -> int:
-        return sum(r.leases for r in (*self._residents.values(), *self._leaving))
-
     def check_integrity(self) -> None:
         """Raises AssertionError when pages, names and leases do not add up."""
         holders = [*self._residents.values(), *self._leaving]
@@ -220,6 +220,7 @@ class SlotTable:
         )
         for entry in self._serving.values():
             assert self.resident(entry.key) is not None, f"{entry.adapter} serves nothing resident"
+        assert self.lease_count == sum(holder.leases for holder in holders)
         for holder in holders:
             assert holder.leases >= 0
             assert holder.state is not Residency.FREED

@@ -1,0 +1,355 @@
+"""From a name to filled pages: resolve, fetch, verify, lay out, copy, each off the engine thread.
+
+The engine thread asks, and owns every decision about pages; worker threads do what may block and
+answer by posting one event. A version is fetched once however many requests wait for it. A watcher
+thread learns of new records from hints, and by polling when there are none. Nothing here touches
+the slot table.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from adapter_store.coordination import Hint
+from adapter_store.errors import NotFound, StoreError
+from adapter_store.layout import AdapterRef
+from adapter_store.reader import Reader
+from adapter_store.record import VersionRef
+from adapter_store.validate import check_content
+from inference_node.adapters.outcomes import as_node_error, is_permanent
+from inference_node.adapters.pool import AdapterPool
+from inference_node.adapters.slots import Entry, Resident, VersionKey
+from inference_node.adapters.weights import HostAdapter, host_adapter
+from inference_node.errors import AdapterIncompatible, EngineFailure, NodeError, StaleNode
+from inference_node.kernels.lora import ModuleMap
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a reference resolved to, with where its bytes are."""
+
+    entry: Entry
+    version: VersionRef
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The reference of request `token` means `target`."""
+
+    token: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    token: str
+    error: NodeError
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A version is verified and laid out on the host."""
+
+    key: VersionKey
+    host: HostAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class Unprepared:
+    key: VersionKey
+    error: NodeError
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A staged version's pages hold its bytes."""
+
+    staged: Resident
+
+
+@dataclass(frozen=True, slots=True)
+class Unfilled:
+    staged: Resident
+    error: NodeError
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The log of a served name has grown; `target` is None after a tombstone."""
+
+    tenant: str
+    adapter: str
+    gen: int
+    target: Target | None
+
+
+LoaderEvent = Resolved | Unresolved | Prepared | Unprepared | Filled | Unfilled | Learned
+
+
+class Hints(Protocol):
+    """Where news of log growth comes from; losing some is harmless."""
+
+    @property
+    def healthy(self) -> bool: ...
+
+    def poll(self, timeout: float) -> Sequence[Hint]: ...
+
+
+class HostTier:
+    """Verified adapters on the host, least recently used out first, within a byte budget."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._kept: OrderedDict[VersionKey, HostAdapter] = OrderedDict()
+        self._lock = threading.Lock()
+        self.bytes = 0
+
+    def get(self, key: VersionKey) -> HostAdapter | None:
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def put(self, key: VersionKey, host: HostAdapter) -> None:
+        with self._lock:
+            if key in self._kept or host.bytes > self._budget:
+                return
+            self._kept[key] = host
+            self.bytes += host.bytes
+            while self.bytes > self._budget:
+                _, dropped = self._kept.popitem(last=False)
+                self.bytes -= dropped.bytes
+
+
+class Loader:
+    """The blocking half of adapter management."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        modules: ModuleMap,
+        pool: AdapterPool,
+        base_fingerprint: str,
+        dtype: torch.dtype,
+        host_bytes: int,
+        max_rank: int,
+        threads: int,
+        post: Callable[[LoaderEvent], None],
+    ) -> None:
+        self._reader = reader
+        self._modules = modules
+        self._card = modules.modules()
+        self._pool = pool
+        self._fingerprint = base_fingerprint
+        self._dtype = dtype
+        self._max_rank = max_rank
+        self._post = post
+        self._host = HostTier(host_bytes)
+        self._quarantine: dict[VersionKey, NodeError] = {}
+        self._in_flight: set[VersionKey] = set()
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="adapter-load")
+        self._resolvers = ThreadPoolExecutor(threads, thread_name_prefix="adapter-resolve")
+
+    def resolve(self, token: str, ref: AdapterRef, min_generation: int) -> None:
+        """Posts Resolved or Unresolved for `token`."""
+        self._resolvers.submit(self._resolve, token, ref, min_generation)
+
+    def prepare(self, target: Target) -> None:
+        """Posts Prepared or Unprepared for the version; once, however often it is asked meanwhile.
+
+        Engine thread only.
+        """
+        key = target.entry.key
+        if key not in self._in_flight:
+            self._in_flight.add(key)
+            self._workers.submit(self._prepare, target)
+
+    def settled(self, key: VersionKey) -> None:
+        """The engine took the answer of `prepare`: the next one starts anew. Engine thread only."""
+        self._in_flight.discard(key)
+
+    def fill(self, staged: Resident, host: HostAdapter) -> None:
+        """Copy a version into its pages; posts Filled or Unfilled."""
+        self._workers.submit(self._fill, staged, host)
+
+    def look(self, tenant: str, adapter: str, known_gen: int) -> None:
+        """Read the log's head; posts Learned when it is above `known_gen`. May block.
+
+        Raises StoreError when the store cannot be read.
+        """
+        record = self._reader.head(tenant, adapter)
+        if record.gen <= known_gen:
+            return
+        try:
+            resolved = self._reader.resolve(AdapterRef(tenant, adapter), refresh=False)
+        except NotFound:
+            self._post(Learned(tenant, adapter, record.gen, None))
+        else:
+            target = _target(tenant, adapter, resolved.gen, resolved.version)
+            self._post(Learned(tenant, adapter, resolved.gen, target))
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=True, cancel_futures=True)
+        self._resolvers.shutdown(wait=True, cancel_futures=True)
+
+    def _resolve(self, token: str, ref: AdapterRef, min_generation: int) -> None:
+        try:
+            resolved = self._reader.resolve(ref)
+            if not ref.pinned and resolved.gen < min_generation:
+                raise StaleNode(
+                    f"{ref} is at generation {resolved.gen}, below {min_generation}",
+                    hint="ask again shortly, or check the generation",
+                    retry_after=1.0,
+                )
+            self._check_base(ref, resolved.version)
+        except (StoreError, NodeError) as error:
+            self._post(Unresolved(token, as_node_error(error, str(ref))))
+        except Exception as error:
+            self._post(Unresolved(token, _unexpected(error)))
+        else:
+            target = _target(ref.tenant, ref.adapter, resolved.gen, resolved.version)
+            self._post(Resolved(token, target))
+
+    def _prepare(self, target: Target) -> None:
+        key = target.entry.key
+        try:
+            host = self._host.get(key) or self._fetch(target)
+        except (StoreError, NodeError) as error:
+            translated = as_node_error(error, f"{target.entry.adapter}@{target.entry.label}")
+            if is_permanent(translated):
+                self._quarantine[key] = translated
+            self._post(Unprepared(key, translated))
+        except Exception as error:
+            self._post(Unprepared(key, _unexpected(error)))
+        else:
+            self._post(Prepared(key, host))
+
+    def _fetch(self, target: Target) -> HostAdapter:
+        key, version = target.entry.key, target.version
+        if key in self._quarantine:
+            raise self._quarantine[key]
+        self._check_base(AdapterRef(key.tenant, target.entry.adapter), version)
+        files = self._reader.fetch(key.tenant, version)
+        content = check_content(files, config=version.config, card_modules=self._card)
+        if content.spec.rank > self._max_rank:
+            raise AdapterIncompatible(
+                f"rank {content.spec.rank} is over this node's {self._max_rank}",
+                hint="train a smaller rank, or raise LORAPOOL_MAX_RANK",
+            )
+        pinned = torch.cuda.is_available()
+        host = host_adapter(content, self._modules, dtype=self._dtype, pin=pinned)
+        if not self._pool.allocator.fits_empty(host.pages):
+            raise AdapterIncompatible(
+                f"needs {max(host.pages)} pages of a group, the pool has "
+                f"{max(self._pool.allocator.total)}",
+                hint="raise LORAPOOL_POOL_MB",
+            )
+        self._host.put(key, host)
+        return host
+
+    def _check_base(self, ref: AdapterRef, version: VersionRef) -> None:
+        if version.base != self._fingerprint:
+            raise AdapterIncompatible(
+                f"{ref} was published for base {version.base[:12]}, "
+                f"this node serves {self._fingerprint[:12]}",
+                hint="publish a version trained for this base, or ask a node that serves the other",
+                details={"adapter_base": version.base, "node_base": self._fingerprint},
+            )
+
+    def _fill(self, staged: Resident, host: HostAdapter) -> None:
+        try:
+            self._pool.write(staged, host)
+        except Exception as error:
+            self._post(Unfilled(staged, _unexpected(error)))
+        else:
+            self._post(Filled(staged))
+
+
+class Watcher:
+    """Looks at the logs of served names: at once on a hint, and in turn by the clock."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        hints: Hints | None,
+        *,
+        poll_seconds: float,
+        poll_seconds_without_hints: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._loader = loader
+        self._hints = hints
+        self._slow, self._fast = poll_seconds, poll_seconds_without_hints
+        self._clock = clock
+        self._names: dict[tuple[str, str], int] = {}
+        self._checked: dict[tuple[str, str], float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="adapter-watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def watch(self, names: Iterable[tuple[str, str, int]]) -> None:
+        """What is served now, with the generation served. Replaces what was watched."""
+        self._names = {(tenant, adapter): gen for tenant, adapter, gen in names}
+
+    def checked_at(self, tenant: str, adapter: str) -> float | None:
+        """When this name was last found current, on the watcher's clock."""
+        return self._checked.get((tenant, adapter))
+
+    def note_checked(self, tenant: str, adapter: str) -> None:
+        self._checked[tenant, adapter] = self._clock()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            for name in self._due(self._wait()):
+                self._look(name)
+
+    def _wait(self) -> Sequence[Hint]:
+        if self._hints is not None:
+            return self._hints.poll(0.5)
+        self._stop.wait(0.5)
+        return ()
+
+    def _due(self, hints: Sequence[Hint]) -> list[tuple[str, str]]:
+        names = self._names
+        hinted = {(hint.tenant, hint.adapter) for hint in hints}
+        period = self._slow if self._hints is not None and self._hints.healthy else self._fast
+        before = self._clock() - period
+        self._checked = {name: at for name, at in self._checked.items() if name in names}
+        return [
+            name for name in names if name in hinted or self._checked.get(name, before) <= before
+        ]
+
+    def _look(self, name: tuple[str, str]) -> None:
+        try:
+            self._loader.look(*name, self._names.get(name, 0))
+        except StoreError:
+            return
+        self.note_checked(*name)
+
+
+def _target(tenant: str, adapter: str, gen: int, version: VersionRef) -> Target:
+    key = VersionKey(tenant, version.vdig)
+    return Target(Entry(tenant, adapter, version.label, gen, key), version)
+
+
+def _unexpected(error: Exception) -> NodeError:
+    failure = EngineFailure("loading the adapter failed", details={"kind": type(error).__name__})
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,58 @@
+"""One table from what the store says to what a request is told."""
+
+from __future__ import annotations
+
+from adapter_store.errors import (
+    Incompatible,
+    IntegrityError,
+    InvalidAdapter,
+    InvalidName,
+    NotFound,
+    StoreError,
+)
+from inference_node.errors import (
+    AdapterCorrupt,
+    AdapterIncompatible,
+    AdapterNotFound,
+    InvalidRequest,
+    NodeError,
+    StoreDown,
+)
+
+STORE_RETRY_SECONDS = 1.0
+
+
+def as_node_error(error: StoreError | NodeError, what: str) -> NodeError:
+    """The node's error for `error`, with the store's as its cause. NodeErrors pass unchanged."""
+    if isinstance(error, NodeError):
+        return error
+    translated = _translate(error, what)
+    translated.__cause__ = error
+    return translated
+
+
+def is_permanent(error: NodeError) -> bool:
+    """Whether the same version would fail the same way again."""
+    return isinstance(error, AdapterCorrupt | AdapterIncompatible)
+
+
+def _translate(error: StoreError, what: str) -> NodeError:
+    match error:
+        case InvalidName():
+            return InvalidRequest("adapter", str(error), hint=error.hint)
+        case NotFound():
+            return AdapterNotFound(
+                f"there is no adapter {what}", hint="adapter-store ls shows what is published"
+            )
+        case Incompatible():
+            return AdapterIncompatible(f"{what}: {error}", hint=error.hint)
+        case InvalidAdapter() | IntegrityError():
+            return AdapterCorrupt(
+                f"{what}: {error}",
+                hint="publish it again; the last good version keeps serving",
+            )
+        case _:
+            return StoreDown(
+                f"{what} is not on this node and the store does not answer",
+                retry_after=STORE_RETRY_SECONDS,
+            )

@@ -1,0 +1,114 @@
+"""Puts an engine together from its settings and a store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from adapter_store.reader import Reader
+from inference_node.adapters.loader import Hints, Loader, Watcher
+from inference_node.adapters.pool import AdapterPool
+from inference_node.adapters.slots import SlotTable
+from inference_node.config import EngineConfig
+from inference_node.engine.admission import Admission
+from inference_node.engine.kv_blocks import BlockAllocator
+from inference_node.engine.loop import EngineLoop, Inbox
+from inference_node.engine.runner import Runner
+from inference_node.engine.scheduler import Scheduler
+from inference_node.engine.sequence import Sequence
+from inference_node.errors import NodeError
+from inference_node.model.checkpoint import checkpoint_folder, load_base
+from inference_node.model.decoder import Decoder
+from inference_node.request import ModelInfo, PoolStatus
+from inference_node.text import Tokenizer
+
+
+def build_engine(
+    config: EngineConfig,
+    *,
+    reader: Reader,
+    hints: Hints | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> EngineLoop:
+    """Load the base, fix the pool and the KV cache, wire the threads; not started yet.
+
+    Raises BaseModelUnavailable, UnsupportedModel or BadConfiguration.
+    """
+    base = load_base(config)
+    decoder = Decoder(base, linears=config.linears)
+    max_context = min(base.max_context, config.kv_tokens)
+    blocks = BlockAllocator(
+        config.kv_tokens // config.block_tokens, block_tokens=config.block_tokens
+    )
+    decoder.allocate_cache(blocks=blocks.total, block_tokens=blocks.block_tokens)
+    pool = AdapterPool(
+        decoder.module_map, pool_bytes=config.pool_bytes, dtype=base.dtype, device=base.device
+    )
+    decoder.bind_pool(pool.groups)
+    slots = SlotTable(pool.allocator)
+    inbox = Inbox()
+    loader = Loader(
+        reader,
+        modules=decoder.module_map,
+        pool=pool,
+        base_fingerprint=base.fingerprint,
+        dtype=base.dtype,
+        host_bytes=config.host_bytes,
+        max_rank=config.max_rank,
+        threads=config.fetch_threads,
+        post=inbox.post,
+    )
+    watcher = Watcher(
+        loader,
+        hints,
+        poll_seconds=config.poll_seconds,
+        poll_seconds_without_hints=config.poll_seconds_without_hints,
+        clock=clock,
+    )
+
+    def admission(
+        ready: Callable[[Sequence], None], fail: Callable[[Sequence, NodeError], None]
+    ) -> Admission:
+        return Admission(
+            slots,
+            pool,
+            loader,
+            watcher,
+            ready=ready,
+            fail=fail,
+            clock=clock,
+            max_staleness=config.max_staleness,
+        )
+
+    def describe(status: PoolStatus, running: int, waiting: int) -> ModelInfo:
+        return ModelInfo(
+            name=base.name,
+            architecture=base.architecture,
+            base_fingerprint=base.fingerprint,
+            device=str(base.device),
+            kernel=decoder.kernel,
+            base_bytes=decoder.base_bytes,
+            base_bytes_bf16=decoder.base_bytes_bf16,
+            max_context=max_context,
+            max_rank=config.max_rank,
+            groups=tuple(group.name for group in decoder.module_map.groups),
+            pool=status,
+            running=running,
+            waiting=waiting,
+        )
+
+    return EngineLoop(
+        inbox=inbox,
+        runner=Runner(decoder, pool, block_tokens=blocks.block_tokens),
+        scheduler=Scheduler(blocks, max_rows=config.max_rows, step_tokens=config.step_tokens),
+        slots=slots,
+        loader=loader,
+        watcher=watcher,
+        admission=admission,
+        tokenizer=Tokenizer(str(checkpoint_folder(config.base_model))),
+        describe=describe,
+        max_context=max_context,
+        max_queue=config.max_queue,
+        page_bytes=pool.page_bytes,
+        clock=clock,
+    )

@@ -1,0 +1,352 @@
+"""The engine thread: takes requests and news in, runs steps, hands tokens out.
+
+It alone owns the model, the pages, the blocks and every request's state; the rest of the process
+talks to it through one queue. Each accepted request ends with exactly one Completed or Failed,
+whatever fails in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inference_node.adapters.loader import Loader, LoaderEvent, Watcher
+from inference_node.adapters.slots import SlotTable
+from inference_node.engine.admission import Admission
+from inference_node.engine.runner import Drawn, Runner
+from inference_node.engine.scheduler import Scheduler, earliest_deadline
+from inference_node.engine.sequence import Phase, Sequence
+from inference_node.errors import (
+    Cancelled,
+    DeadlineExpired,
+    Draining,
+    EngineFailure,
+    InvalidRequest,
+    ModelFailure,
+    NodeError,
+    QueueFull,
+)
+from inference_node.request import (
+    Completed,
+    Delta,
+    Event,
+    Failed,
+    FinishReason,
+    ModelInfo,
+    OnEvent,
+    PoolStatus,
+    Request,
+    Started,
+)
+from inference_node.text import StopMatcher, Tokenizer
+
+log = logging.getLogger(__name__)
+
+_SEED_BITS = 31
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    sequence: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+_Message = _Submit | _Cancel | _Stop | LoaderEvent
+
+
+class Inbox:
+    """The one way into the engine thread."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+
+    def post(self, message: _Message) -> None:
+        self._queue.put(message)
+
+    def take(self, *, wait: float | None, block: bool) -> list[_Message]:
+        """Everything there is; when `block`, at least one message unless `wait` seconds pass."""
+        taken: list[_Message] = []
+        try:
+            taken.append(self._queue.get(block=block, timeout=wait))
+            while True:
+                taken.append(self._queue.get(block=False))
+        except queue.Empty:
+            return taken
+
+
+class EngineLoop:
+    """One thread serving one model."""
+
+    def __init__(
+        self,
+        *,
+        inbox: Inbox,
+        runner: Runner,
+        scheduler: Scheduler,
+        slots: SlotTable,
+        loader: Loader,
+        watcher: Watcher,
+        admission: Callable[
+            [Callable[[Sequence], None], Callable[[Sequence, NodeError], None]], Admission
+        ],
+        tokenizer: Tokenizer,
+        describe: Callable[[PoolStatus, int, int], ModelInfo],
+        max_context: int,
+        max_queue: int,
+        page_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`admission` is given what to do with a request that is ready, and with one that fails."""
+        self.tokenizer = tokenizer
+        self._inbox = inbox
+        self._runner = runner
+        self._scheduler = scheduler
+        self._slots = slots
+        self._loader = loader
+        self._watcher = watcher
+        self._admission = admission(self._on_ready, self._fail)
+        self._describe = describe
+        self._max_context = max_context
+        self._max_queue = max_queue
+        self._page_bytes = page_bytes
+        self._clock = clock
+        self._active: dict[str, Sequence] = {}
+        self._gate = threading.Condition()
+        self._accepted = 0
+        self._orders = 0
+        self._draining = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._watcher.start()
+        self._thread.start()
+
+    def submit(self, request: Request, on_event: OnEvent) -> None:
+        """Accept a request; its events follow on the engine thread, the last one ends it.
+
+        Raises Draining, QueueFull, or InvalidRequest when the prompt leaves no room for a token.
+        """
+        if not request.prompt:
+            raise InvalidRequest("prompt", "is empty")
+        if len(request.prompt) >= self._max_context:
+            raise InvalidRequest(
+                "prompt",
+                f"has {len(request.prompt)} tokens, the context holds {self._max_context} "
+                "with the answer",
+            )
+        with self._gate:
+            if self._draining:
+                raise Draining("this node is stopping", hint="ask another node", retry_after=1.0)
+            if self._accepted >= self._max_queue:
+                raise QueueFull(f"{self._accepted} requests are in progress", retry_after=1.0)
+            self._accepted += 1
+            self._orders += 1
+            order = self._orders
+        seed = request.sampling.seed
+        sequence = Sequence(
+            request=request,
+            on_event=on_event,
+            accepted_at=self._clock(),
+            order=order,
+            seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
+            detokenizer=self.tokenizer.detokenizer(),
+            stops=StopMatcher(request.stopping.stop),
+        )
+        self._inbox.post(_Submit(sequence))
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request within one step; one that already ended is left alone."""
+        self._inbox.post(_Cancel(request_id))
+
+    def healthy(self) -> bool:
+        return self._thread.is_alive()
+
+    def info(self) -> ModelInfo:
+        allocator = self._slots.allocator
+        status = PoolStatus(
+            pages_total=sum(allocator.total),
+            pages_free=sum(allocator.free),
+            page_bytes=self._page_bytes,
+            resident=self._slots.resident_count,
+            leases=self._slots.lease_count,
+        )
+        running = len(self._scheduler.running)
+        return self._describe(status, running, max(0, self._accepted - running))
+
+    def drain(self, timeout: float) -> bool:
+        """Refuse new requests and wait for those in progress; False when time ran out."""
+        with self._gate:
+            self._draining = True
+            return self._gate.wait_for(lambda: self._accepted == 0, timeout)
+
+    def stop(self) -> None:
+        """Fail whatever is left and end every thread."""
+        with self._gate:
+            self._draining = True
+        self._inbox.post(_Stop())
+        if self._thread.is_alive():
+            self._thread.join()
+        self._watcher.stop()
+        self._loader.close()
+
+    def check_integrity(self) -> None:
+        """For tests, while no step runs: pages, blocks and leases add up."""
+        self._admission.check_integrity()
+        self._scheduler.check_integrity()
+        leased = sum(sequence.lease is not None for sequence in self._active.values())
+        assert leased == self._slots.lease_count, "each lease belongs to one request"
+
+    def _run(self) -> None:
+        while not self._stopping:
+            stuck = self._turn()
+            if stuck and not self._stopping:
+                self._receive(block=True)
+        for sequence in list(self._active.values()):
+            self._fail(sequence, Draining("this node stopped", retry_after=1.0))
+
+    def _turn(self) -> bool:
+        """Take news, expire, run one step. True when nothing could run."""
+        self._receive(block=False)
+        self._expire()
+        step = self._scheduler.schedule()
+        if step is None:
+            return True
+        now = self._clock()
+        for item in step.work:
+            item.sequence.first_step_at = item.sequence.first_step_at or now
+        try:
+            drawn = self._runner.run(step)
+        except Exception:
+            log.exception("a step failed")
+            for item in step.work:
+                self._fail(item.sequence, EngineFailure("the step failed", retry_after=1.0))
+            return False
+        for result in drawn:
+            self._hand_out(result)
+        return False
+
+    def _receive(self, *, block: bool) -> None:
+        deadline = earliest_deadline(self._active.values()) if block else None
+        wait = None if deadline is None else max(0.0, deadline - self._clock())
+        for message in self._inbox.take(wait=wait, block=block):
+            match message:
+                case _Submit(sequence):
+                    self._begin(sequence)
+                case _Cancel(request_id):
+                    cancelled = self._active.get(request_id)
+                    if cancelled is not None:
+                        self._fail(cancelled, Cancelled("the caller cancelled"))
+                case _Stop():
+                    self._stopping = True
+                case _:
+                    self._admission.on_event(message)
+
+    def _begin(self, sequence: Sequence) -> None:
+        request_id = sequence.request.request_id
+        if request_id in self._active:
+            problem = InvalidRequest("request_id", f"{request_id!r} is in progress already")
+            self._end(sequence, Failed(problem, None))
+            return
+        self._active[request_id] = sequence
+        self._admission.begin(sequence)
+
+    def _on_ready(self, sequence: Sequence) -> None:
+        sequence.ready_at = self._clock()
+        self._tell(sequence, Started(sequence.served))
+        self._scheduler.add(sequence)
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for sequence in list(self._active.values()):
+            deadline = sequence.request.deadline
+            if deadline is not None and deadline <= now:
+                self._fail(sequence, DeadlineExpired("the deadline passed"))
+
+    def _hand_out(self, result: Drawn) -> None:
+        sequence, token = result.sequence, result.token
+        if token is None:
+            self._runner.scrub(sequence.block_table)
+            self._fail(
+                sequence,
+                ModelFailure("the model's logits are not finite for this request"),
+            )
+            return
+        now = self._clock()
+        sequence.tokens.append(token)
+        sequence.unsent.append(token)
+        sequence.first_token_at = sequence.first_token_at or now
+        sequence.last_token_at = now
+        reason = sequence.ended_by(token, self.tokenizer.eos_token_ids, self._max_context)
+        ended_by_token = reason in (FinishReason.STOP, FinishReason.STOP_SEQUENCE)
+        text = "" if ended_by_token else sequence.detokenizer.push(token)
+        if reason is not None:
+            text += sequence.detokenizer.flush()
+        matched = None
+        if sequence.produced >= sequence.request.stopping.min_new_tokens:
+            scan = sequence.stops.feed(text)
+            text, matched = scan.emit, scan.matched
+        if matched is None and reason is not None:
+            text += sequence.stops.flush()
+        if text:
+            self._send(sequence, text)
+        if matched is not None:
+            self._complete(sequence, FinishReason.STOP_SEQUENCE, matched)
+        elif reason is not None:
+            self._complete(sequence, reason, "")
+
+    def _send(self, sequence: Sequence, text: str) -> None:
+        self._tell(sequence, Delta(text, tuple(sequence.unsent)))
+        sequence.unsent.clear()
+
+    def _complete(self, sequence: Sequence, reason: FinishReason, stop: str) -> None:
+        if sequence.unsent:
+            self._send(sequence, "")
+        self._end(
+            sequence,
+            Completed(
+                sequence.served, reason, stop, sequence.usage, sequence.timings, sequence.seed
+            ),
+        )
+
+    def _fail(self, sequence: Sequence, error: NodeError) -> None:
+        if sequence.phase is Phase.DONE:
+            return
+        waiting_for = self._admission.withdraw(sequence)
+        if waiting_for is not None and isinstance(error, DeadlineExpired):
+            error = waiting_for
+        self._end(sequence, Failed(error, sequence.served if sequence.entry else None))
+
+    def _end(self, sequence: Sequence, last: Event) -> None:
+        """The only way out of the engine: resources first, then the answer, exactly once."""
+        if sequence.phase is Phase.DONE:
+            return
+        self._scheduler.remove(sequence)
+        sequence.phase = Phase.DONE
+        if self._active.get(sequence.request.request_id) is sequence:
+            del self._active[sequence.request.request_id]
+        self._admission.release(sequence)
+        self._tell(sequence, last)
+        with self._gate:
+            self._accepted -= 1
+            self._gate.notify_all()
+
+    def _tell(self, sequence: Sequence, event: Event) -> None:
+        try:
+            sequence.on_event(event)
+        except Exception:
+            log.exception("a caller's event handler failed")

@@ -1,0 +1,81 @@
+"""A scheduled step becomes tensors, logits, and one token for every request that reached its end.
+
+The routing of rows to pages is derived here, in the step that uses it, from the leases the requests
+hold; it is kept nowhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from inference_node.adapters.pool import AdapterPool
+from inference_node.engine.sampler import sample
+from inference_node.engine.scheduler import Step
+from inference_node.engine.sequence import Sequence
+from inference_node.kernels.lora import LoraPlan
+from inference_node.kernels.paged_attention import AttentionPlan, Chunk
+from inference_node.model.batch import ForwardBatch
+from inference_node.model.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a step gave one request: its next token, or None when its logits were not finite."""
+
+    sequence: Sequence
+    token: int | None
+
+
+class Runner:
+    """Owns the model for the engine thread."""
+
+    def __init__(self, decoder: Decoder, pool: AdapterPool, *, block_tokens: int) -> None:
+        self._decoder = decoder
+        self._pool = pool
+        self._block_tokens = block_tokens
+        self._device = decoder.base.device
+
+    def run(self, step: Step) -> list[Drawn]:
+        """One forward pass. Marks the step's tokens as cached; draws where a request is due one."""
+        sampling = [item.sequence for item in step.work if item.samples]
+        logits = self._decoder.forward(self.batch(step))
+        for item in step.work:
+            item.sequence.cached += item.length
+        return [
+            Drawn(sequence, token)
+            for sequence, token in zip(sampling, sample(logits, sampling), strict=True)
+        ]
+
+    def batch(self, step: Step) -> ForwardBatch:
+        """The step's rows, in its order."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        chunks: list[Chunk] = []
+        segments = []
+        logit_rows: list[int] = []
+        for item in step.work:
+            sequence, start = item.sequence, item.sequence.cached
+            held = sequence.lease
+            segments.append(
+                (len(token_ids), item.length, None if held is None else self._pool.routing(held))
+            )
+            token_ids.extend(sequence.tokens[start : start + item.length])
+            positions.extend(range(start, start + item.length))
+            chunks.append(Chunk(tuple(sequence.block_table), start, item.length))
+            if item.samples:
+                logit_rows.append(len(token_ids) - 1)
+        return ForwardBatch(
+            token_ids=torch.tensor(token_ids, device=self._device),
+            positions=torch.tensor(positions, device=self._device),
+            attention=AttentionPlan.build(
+                chunks, block_tokens=self._block_tokens, device=self._device
+            ),
+            lora=LoraPlan.build(segments, groups=len(self._pool.groups), device=self._device),
+            logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=self._device),
+        )
+
+    def scrub(self, blocks: list[int]) -> None:
+        """Zero blocks whose values may not be finite, before another request gets them."""
+        self._decoder.zero_blocks(blocks)

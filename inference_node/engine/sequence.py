@@ -1,0 +1,99 @@
+"""One request's state: what it has, what it waits for, and how it ends. Pure Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from inference_node.adapters.slots import Entry, Resident
+from inference_node.request import FinishReason, OnEvent, Request, Served, Timings, Usage
+from inference_node.text import Detokenizer, StopMatcher
+
+
+class Phase(Enum):
+    """Where a request is. Every path ends in DONE, and every DONE was answered."""
+
+    RESOLVING = "resolving"
+    """Its reference is being looked up."""
+    LOADING = "loading"
+    """Its version is on the way to the device."""
+    WAITING = "waiting"
+    """It holds its lease and waits for KV blocks or a row."""
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The engine's side of one accepted request."""
+
+    request: Request
+    on_event: OnEvent
+    accepted_at: float
+    order: int
+    """Rises with acceptance: first come, first served, also after preemption."""
+    seed: int
+    detokenizer: Detokenizer
+    stops: StopMatcher
+    phase: Phase = Phase.RESOLVING
+    entry: Entry | None = None
+    """The pinned version; None for the base, and until resolved."""
+    lease: Resident | None = None
+    tokens: list[int] = field(default_factory=list)
+    """Prompt and answer so far."""
+    cached: int = 0
+    """Leading tokens whose keys and values are in the cache."""
+    block_table: list[int] = field(default_factory=list)
+    draws: Any = None
+    """The sampler's random state of this request."""
+    ready_at: float = 0.0
+    first_step_at: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    unsent: list[int] = field(default_factory=list)
+    """Tokens whose text has not been handed out."""
+
+    def __post_init__(self) -> None:
+        self.tokens.extend(self.request.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that must pass through the model before the next one can be drawn."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def produced(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def served(self) -> Served:
+        if self.entry is None:
+            return Served(self.request.tenant, "", "", 0, "")
+        entry = self.entry
+        return Served(entry.tenant, entry.adapter, entry.label, entry.gen, entry.key.vdig)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(len(self.request.prompt), self.produced)
+
+    @property
+    def timings(self) -> Timings:
+        return Timings(
+            queue=max(0.0, self.first_step_at - self.accepted_at),
+            adapter_load=max(0.0, self.ready_at - self.accepted_at),
+            ttft=max(0.0, self.first_token_at - self.accepted_at),
+            decode=max(0.0, self.last_token_at - self.first_token_at),
+        )
+
+    def ended_by(self, token: int, eos: frozenset[int], room: int) -> FinishReason | None:
+        """Why the answer ends with `token`, already appended; `room` is the context's size."""
+        stopping = self.request.stopping
+        if self.produced > stopping.min_new_tokens:
+            if token in stopping.stop_token_ids:
+                return FinishReason.STOP_SEQUENCE
+            if token in eos and not stopping.ignore_eos:
+                return FinishReason.STOP
+        if self.produced >= stopping.max_new_tokens or len(self.tokens) >= room:
+            return FinishReason.LENGTH
+        return None
