@@ -171,12 +171,46 @@ def decode_record(body: bytes) -> Record:
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"not a log record: {error}") from error
+    _check_types(record)
     if record.encode() != body:
         raise IntegrityError("record is not in canonical form")
-    for version in (record.active, record.staged, *(arm.version for arm in record.split)):
-        if version is not None and _digest_of(version) != version.vdig:
+    for version in _contents(record):
+        if _digest_of(version) != version.vdig:
             raise IntegrityError(f"version {version.label!r} does not match its digest")
     return record
+
+
+def _contents(record: Record) -> list[VersionRef]:
+    arms = (arm.version for arm in record.split)
+    return [v for v in (record.active, record.staged, *arms) if v is not None]
+
+
+def _check_types(record: Record) -> None:
+    """Raises IntegrityError unless every leaf has its declared type and no number is negative."""
+    versions = _contents(record)
+    files = [file for version in versions for file in version.files]
+    chunks = [chunk for file in files for chunk in file.chunks]
+    texts = [
+        *(record.tenant, record.adapter, record.parent, record.txid, record.actor, record.time),
+        *(text for e in record.versions for text in (e.label, e.vdig)),
+        *(text for v in versions for text in (v.label, v.vdig, v.base)),
+        *(text for f in files for text in (f.name, f.sha256)),
+        *(text for c in chunks for text in (c.key, c.sha256)),
+    ]
+    numbers = [
+        *(record.gen, record.fence, record.attempt, record.format),
+        *(entry.gen for entry in record.versions),
+        *(arm.weight for arm in record.split),
+        *(file.size for file in files),
+        *(number for c in chunks for number in (c.offset, c.length)),
+    ]
+    objects = [*record.signatures, *(version.config for version in versions)]
+    if not (
+        all(type(text) is str for text in texts)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and all(isinstance(value, dict) for value in objects)
+    ):
+        raise IntegrityError("not a log record: a field has the wrong type")
 
 
 def _present(version: VersionRef | None) -> VersionRef:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -86,9 +86,9 @@ def test_the_head_hint_only_rises(announcer: RedisAnnouncer, hints: HintStream) 
     ],
 )
 def test_an_entry_that_is_no_hint_is_passed_over(
-    announcer: RedisAnnouncer, hints: HintStream, redis_client: Redis, fields: Mapping[str, str]
+    announcer: RedisAnnouncer, hints: HintStream, redis_client: Redis, fields: dict[Any, Any]
 ) -> None:
-    redis_client.xadd(STREAM, {**fields})
+    redis_client.xadd(STREAM, fields)
     announcer.announce("acme", "tone", 7)
     assert hints.poll(5) == [Hint("acme", "tone", 7)]
 
