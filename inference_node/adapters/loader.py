@@ -100,7 +100,12 @@ class Hints(Protocol):
     @property
     def healthy(self) -> bool: ...
 
-    def poll(self, timeout: float) -> Sequence[Hint]: ...
+    @property
+    def gaps(self) -> int:
+        """How often hints may have been lost."""
+        ...
+
+    def poll(self, timeout_s: float, /) -> Sequence[Hint]: ...
 
 
 class HostTier:
@@ -293,6 +298,7 @@ class Watcher:
         self._clock = clock
         self._names: dict[tuple[str, str], int] = {}
         self._checked: dict[tuple[str, str], float] = {}
+        self._gaps = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adapter-watch", daemon=True)
 
@@ -328,6 +334,9 @@ class Watcher:
 
     def _due(self, hints: Sequence[Hint]) -> list[tuple[str, str]]:
         names = self._names
+        if self._hints is not None and self._hints.gaps != self._gaps:
+            self._gaps = self._hints.gaps
+            return list(names)
         hinted = {(hint.tenant, hint.adapter) for hint in hints}
         period = self._slow if self._hints is not None and self._hints.healthy else self._fast
         before = self._clock() - period

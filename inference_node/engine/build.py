@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from adapter_store.reader import Reader
+from adapter_store.record import BaseCard
 from inference_node.adapters.loader import Hints, Loader, Watcher
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
@@ -17,10 +18,31 @@ from inference_node.engine.runner import Runner
 from inference_node.engine.scheduler import Scheduler
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import NodeError
-from inference_node.model.checkpoint import checkpoint_folder, load_base
-from inference_node.model.decoder import Decoder
+from inference_node.model.checkpoint import (
+    checkpoint_folder,
+    fingerprint,
+    load_base,
+    read_settings,
+)
+from inference_node.model.decoder import Decoder, trace_modules
 from inference_node.request import ModelInfo, PoolStatus
 from inference_node.text import Tokenizer
+
+
+def base_card(config: EngineConfig) -> BaseCard:
+    """What a publisher needs to know of the base; reads the checkpoint without loading it.
+
+    Raises BaseModelUnavailable or UnsupportedModel.
+    """
+    folder = checkpoint_folder(config.base_model)
+    settings = read_settings(folder)
+    return BaseCard(
+        fingerprint=fingerprint(folder),
+        name=folder.name,
+        architecture=settings.architectures[0],
+        modules=trace_modules(settings).modules(),
+        max_rank=config.max_rank,
+    )
 
 
 def build_engine(
@@ -97,7 +119,15 @@ def build_engine(
             waiting=waiting,
         )
 
+    card = BaseCard(
+        fingerprint=base.fingerprint,
+        name=base.name,
+        architecture=base.architecture,
+        modules=decoder.module_map.modules(),
+        max_rank=config.max_rank,
+    )
     return EngineLoop(
+        card=card,
         inbox=inbox,
         runner=Runner(decoder, pool, block_tokens=blocks.block_tokens),
         scheduler=Scheduler(blocks, max_rows=config.max_rows, step_tokens=config.step_tokens),

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from adapter_store.record import BaseCard
 from inference_node.adapters.loader import Loader, LoaderEvent, Watcher
 from inference_node.adapters.slots import SlotTable
 from inference_node.engine.admission import Admission
@@ -48,6 +49,11 @@ from inference_node.text import StopMatcher, Tokenizer
 log = logging.getLogger(__name__)
 
 _SEED_BITS = 31
+
+
+MakeAdmission = Callable[
+    [Callable[[Sequence], None], Callable[[Sequence, NodeError], None]], Admission
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +100,14 @@ class EngineLoop:
     def __init__(
         self,
         *,
+        card: BaseCard,
         inbox: Inbox,
         runner: Runner,
         scheduler: Scheduler,
         slots: SlotTable,
         loader: Loader,
         watcher: Watcher,
-        admission: Callable[
-            [Callable[[Sequence], None], Callable[[Sequence, NodeError], None]], Admission
-        ],
+        admission: MakeAdmission,
         tokenizer: Tokenizer,
         describe: Callable[[PoolStatus, int, int], ModelInfo],
         max_context: int,
@@ -111,6 +116,7 @@ class EngineLoop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`admission` is given what to do with a request that is ready, and with one that fails."""
+        self.card = card
         self.tokenizer = tokenizer
         self._inbox = inbox
         self._runner = runner

@@ -69,8 +69,7 @@ def load_base(config: EngineConfig) -> Base:
     device = choose_device(config)
     dtype = choose_dtype(config, device)
     folder = checkpoint_folder(config.base_model)
-    settings = AutoConfig.from_pretrained(folder)
-    refuse_unsupported(settings)
+    settings = read_settings(folder)
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -99,6 +98,19 @@ def load_base(config: EngineConfig) -> Base:
         dtype=dtype,
         max_context=min(config.max_context, settings.max_position_embeddings),
     )
+
+
+def read_settings(folder: Path) -> Any:
+    """The checkpoint's configuration.
+
+    Raises BaseModelUnavailable when there is none, UnsupportedModel when it cannot be served.
+    """
+    try:
+        settings = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise BaseModelUnavailable(f"{folder} is not a transformers checkpoint") from error
+    refuse_unsupported(settings)
+    return settings
 
 
 def checkpoint_folder(base_model: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from inference_node.errors import UnsupportedModel
 from inference_node.kernels.lora import GroupPool, GroupShape, ModuleGroup, ModuleMap
@@ -40,7 +40,7 @@ class Decoder:
 
     def __init__(self, base: Base, *, linears: str = "nf4") -> None:
         self.base = base
-        self.module_map = trace_modules(base)
+        self.module_map = trace_modules(base.model.config)
         self._step = StepLora()
         self._cache = _PagedCache()
         self.base_bytes_bf16 = _bf16_bytes(base.model)
@@ -120,28 +120,29 @@ class Decoder:
             setattr(model.get_submodule(parent), name, wrapped)
 
 
-def trace_modules(base: Base) -> ModuleMap:
+def trace_modules(settings: Any) -> ModuleMap:
     """Find the groups by watching which linears receive the same tensor object.
 
-    Done on the meta device, so nothing is computed. Raises UnsupportedModel when layers differ.
+    `settings` is a checkpoint's configuration; the traced twin lies on the meta device, so no
+    weight is read and nothing is computed. Raises UnsupportedModel when layers differ.
     """
     seen: list[tuple[str, int, int, int]] = []
     keep_alive: list[torch.Tensor] = []
-    handles = []
 
     def watch(path: str, module: Any) -> None:
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             keep_alive.append(inputs[0])
             seen.append((path, id(inputs[0]), module.out_features, module.in_features))
 
-        handles.append(module.register_forward_pre_hook(hook))
+        module.register_forward_pre_hook(hook)
 
-    twin = _meta_twin(base)
-    for path, module in twin.named_modules():
-        if isinstance(module, nn.Linear) and _LAYER.fullmatch(path):
-            watch(path, module)
-    with torch.inference_mode():
-        twin(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"), use_cache=False)
+    plain = type(settings).from_dict({**settings.to_dict(), "quantization_config": None})
+    with torch.device("meta"), torch.inference_mode():
+        twin = AutoModelForCausalLM.from_config(plain, attn_implementation=_TRACE).eval()
+        for path, module in twin.named_modules():
+            if isinstance(module, nn.Linear) and _LAYER.fullmatch(path):
+                watch(path, module)
+        twin(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
     return _group(seen)
 
 
@@ -168,15 +169,6 @@ def _group(seen: list[tuple[str, int, int, int]]) -> ModuleMap:
     if len(heads) != 1 or len(shapes) != 1:
         raise UnsupportedModel("decoder layers differ in their linears")
     return ModuleMap(heads.pop(), len(layers), shapes.pop())
-
-
-def _meta_twin(base: Base) -> Any:
-    settings = type(base.model.config).from_dict(
-        {**base.model.config.to_dict(), "quantization_config": None}
-    )
-    settings._attn_implementation = _TRACE
-    with torch.device("meta"):
-        return type(base.model)(settings).eval()
 
 
 def _attention_modules(model: Any) -> list[Any]:
