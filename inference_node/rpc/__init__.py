@@ -1,0 +1,10 @@
+"""The wire: messages in, messages out. Nothing here decides what is served, or when.
+
+servicers.py    one short method per RPC
+convert.py      messages to the engine's words and back; every bound on input
+mailbox.py      from the engine's thread to a call
+status.py       the one table from error to status
+limits.py       what one caller may take of the node
+server.py       listen, health, drain
+engine_port.py  what this room needs of an engine
+"""

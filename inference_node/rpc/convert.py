@@ -1,0 +1,286 @@
+"""Messages to the engine's words and back. Every bound on input is here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from dataclasses import dataclass
+
+from adapter_store.errors import InvalidName
+from adapter_store.layout import DEFAULT_TENANT, check_id, parse_ref
+from inference_node.errors import InvalidRequest
+from inference_node.pb.lorapool.v1 import inference_pb2 as pb
+from inference_node.request import (
+    Completed,
+    Delta,
+    FinishReason,
+    ModelInfo,
+    Request,
+    Sampling,
+    Served,
+    Started,
+    Stopping,
+    Timings,
+    Usage,
+)
+from inference_node.rpc.engine_port import PromptEncoder
+from inference_node.text import ChatMessage
+
+DEFAULT_NEW_TOKENS = 128
+MAX_TEMPERATURE = 2.0
+MAX_STOPS = 8
+MAX_STOP_BYTES = 256
+MAX_STOP_TOKEN_IDS = 64
+MAX_MESSAGES = 1024
+CHARACTERS_PER_TOKEN = 64
+"""Text longer than this many characters per token of context is refused before it is tokenised."""
+
+_REQUEST_ID = re.compile(r"[!-~]{1,64}")
+_ROLES = {
+    pb.CHAT_ROLE_SYSTEM: "system",
+    pb.CHAT_ROLE_USER: "user",
+    pb.CHAT_ROLE_ASSISTANT: "assistant",
+}
+_FINISH_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.STOP_SEQUENCE: pb.FINISH_REASON_STOP_SEQUENCE,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the model allows."""
+
+    max_context: int
+    vocab_size: int
+
+
+def to_request(
+    message: pb.GenerateRequest, *, bounds: Bounds, encoder: PromptEncoder, deadline: float
+) -> Request:
+    """The engine's request; takes as long as tokenising does.
+
+    Raises InvalidRequest with the field's path, relative to GenerateRequest.
+    """
+    tenant = message.tenant or DEFAULT_TENANT
+    _check_names(tenant, message.adapter)
+    if message.request_id and not _REQUEST_ID.fullmatch(message.request_id):
+        raise InvalidRequest("request_id", "must be 1 to 64 printable ASCII characters, no spaces")
+    if message.min_generation < 0:
+        raise InvalidRequest("min_generation", "must not be negative")
+    if message.min_generation and not message.adapter:
+        raise InvalidRequest("min_generation", "the base model has no generations")
+    return Request(
+        request_id=message.request_id or uuid.uuid4().hex,
+        tenant=tenant,
+        adapter=message.adapter,
+        sampling=_sampling(message.sampling),
+        stopping=_stopping(message.stopping, bounds),
+        prompt=_prompt(message, bounds, encoder),
+        min_generation=message.min_generation,
+        deadline=deadline,
+    )
+
+
+def _check_names(tenant: str, adapter: str) -> None:
+    try:
+        check_id("tenant", tenant)
+    except InvalidName as error:
+        raise InvalidRequest("tenant", str(error), hint=error.hint) from error
+    if not adapter:
+        return
+    try:
+        parse_ref(adapter, tenant=tenant)
+    except InvalidName as error:
+        raise InvalidRequest("adapter", str(error), hint=error.hint) from error
+
+
+def _prompt(message: pb.GenerateRequest, bounds: Bounds, encoder: PromptEncoder) -> tuple[int, ...]:
+    field = message.WhichOneof("input")
+    match field:
+        case "prompt":
+            _check_length(field, len(message.prompt), bounds)
+            ids = encoder.encode(message.prompt)
+        case "chat":
+            ids = encoder.encode_chat(_messages(message.chat, bounds))
+        case "token_ids":
+            ids = tuple(message.token_ids.ids)
+            _check_token_ids("token_ids.ids", ids, bounds)
+        case _:
+            raise InvalidRequest("input", "one of prompt, token_ids and chat is required")
+    if not ids:
+        raise InvalidRequest(field, "must be at least one token long")
+    if len(ids) >= bounds.max_context:
+        raise InvalidRequest(
+            field,
+            f"is {len(ids)} tokens long; at most {bounds.max_context - 1} leave room to answer",
+        )
+    return ids
+
+
+def _messages(chat: pb.Chat, bounds: Bounds) -> list[ChatMessage]:
+    if not 1 <= len(chat.messages) <= MAX_MESSAGES:
+        raise InvalidRequest("chat.messages", f"must be 1 to {MAX_MESSAGES} messages")
+    _check_length("chat", sum(len(m.content) for m in chat.messages), bounds)
+    for index, message in enumerate(chat.messages):
+        if message.role not in _ROLES:
+            raise InvalidRequest(
+                f"chat.messages[{index}].role", "must be system, user or assistant"
+            )
+    return [ChatMessage(_ROLES[m.role], m.content) for m in chat.messages]
+
+
+def _check_length(field: str, characters: int, bounds: Bounds) -> None:
+    if characters > bounds.max_context * CHARACTERS_PER_TOKEN:
+        raise InvalidRequest(
+            field,
+            f"{characters} characters cannot fit a context of {bounds.max_context} tokens",
+        )
+
+
+def _check_token_ids(field: str, ids: tuple[int, ...], bounds: Bounds) -> None:
+    for index, token_id in enumerate(ids):
+        if token_id >= bounds.vocab_size:
+            raise InvalidRequest(
+                f"{field}[{index}]", f"{token_id} is not below {bounds.vocab_size}"
+            )
+
+
+def _sampling(message: pb.Sampling) -> Sampling:
+    temperature = message.temperature if message.HasField("temperature") else 0.0
+    if not (math.isfinite(temperature) and 0 <= temperature <= MAX_TEMPERATURE):
+        raise InvalidRequest("sampling.temperature", f"must be 0 to {MAX_TEMPERATURE:g}")
+    top_p = message.top_p if message.HasField("top_p") else 1.0
+    if not (math.isfinite(top_p) and 0 < top_p <= 1):
+        raise InvalidRequest("sampling.top_p", "must be above 0 and at most 1")
+    return Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=message.top_k,
+        seed=message.seed if message.HasField("seed") else None,
+    )
+
+
+def _stopping(message: pb.Stopping, bounds: Bounds) -> Stopping:
+    new_tokens = DEFAULT_NEW_TOKENS
+    if message.HasField("max_new_tokens"):
+        new_tokens = message.max_new_tokens
+        if not 1 <= new_tokens <= bounds.max_context:
+            raise InvalidRequest("stopping.max_new_tokens", f"must be 1 to {bounds.max_context}")
+    if message.min_new_tokens > new_tokens:
+        raise InvalidRequest("stopping.min_new_tokens", f"must be at most {new_tokens}")
+    if len(message.stop) > MAX_STOPS:
+        raise InvalidRequest("stopping.stop", f"must be at most {MAX_STOPS} texts")
+    for index, stop in enumerate(message.stop):
+        if not 1 <= len(stop.encode()) <= MAX_STOP_BYTES:
+            raise InvalidRequest(
+                f"stopping.stop[{index}]", f"must be 1 to {MAX_STOP_BYTES} bytes long"
+            )
+    if len(message.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise InvalidRequest("stopping.stop_token_ids", f"must be at most {MAX_STOP_TOKEN_IDS} ids")
+    stop_token_ids = tuple(message.stop_token_ids)
+    _check_token_ids("stopping.stop_token_ids", stop_token_ids, bounds)
+    return Stopping(
+        max_new_tokens=new_tokens,
+        min_new_tokens=message.min_new_tokens,
+        stop=tuple(message.stop),
+        stop_token_ids=stop_token_ids,
+        ignore_eos=message.ignore_eos,
+    )
+
+
+def served_metadata(served: Served) -> tuple[tuple[str, str], ...]:
+    """Initial metadata naming the version; every value obeys a grammar that is ASCII."""
+    return (
+        ("x-lorapool-adapter", served.adapter),
+        ("x-lorapool-version", served.version),
+        ("x-lorapool-generation", str(served.generation)),
+        ("x-lorapool-digest", served.digest),
+    )
+
+
+def started_event(started: Started, request_id: str) -> pb.StreamGenerateResponse:
+    return pb.StreamGenerateResponse(
+        started=pb.Started(served=_served(started.served), request_id=request_id)
+    )
+
+
+def delta_event(delta: Delta) -> pb.StreamGenerateResponse:
+    return pb.StreamGenerateResponse(delta=pb.Delta(text=delta.text, token_ids=delta.token_ids))
+
+
+def completed_event(completed: Completed) -> pb.StreamGenerateResponse:
+    return pb.StreamGenerateResponse(
+        completed=pb.Completed(
+            finish_reason=_FINISH_REASONS[completed.finish_reason],
+            stop_sequence=completed.stop_sequence,
+            usage=_usage(completed.usage),
+            served=_served(completed.served),
+            seed=completed.seed,
+            timings=_timings(completed.timings),
+        )
+    )
+
+
+def answer(completed: Completed, content: Delta, request_id: str) -> pb.GenerateResponse:
+    """A whole answer: `content` is every delta joined."""
+    return pb.GenerateResponse(
+        text=content.text,
+        token_ids=content.token_ids,
+        finish_reason=_FINISH_REASONS[completed.finish_reason],
+        stop_sequence=completed.stop_sequence,
+        usage=_usage(completed.usage),
+        served=_served(completed.served),
+        seed=completed.seed,
+        timings=_timings(completed.timings),
+        request_id=request_id,
+    )
+
+
+def model_info(info: ModelInfo) -> pb.GetModelInfoResponse:
+    return pb.GetModelInfoResponse(
+        name=info.name,
+        architecture=info.architecture,
+        base_fingerprint=info.base_fingerprint,
+        device=info.device,
+        kernel=info.kernel,
+        base_bytes=info.base_bytes,
+        base_bytes_bf16=info.base_bytes_bf16,
+        max_context=info.max_context,
+        max_rank=info.max_rank,
+        groups=info.groups,
+        pool=pb.PoolStatus(
+            pages_total=info.pool.pages_total,
+            pages_free=info.pool.pages_free,
+            page_bytes=info.pool.page_bytes,
+            resident=info.pool.resident,
+            leases=info.pool.leases,
+        ),
+        running=info.running,
+        waiting=info.waiting,
+    )
+
+
+def _served(served: Served) -> pb.Served:
+    return pb.Served(
+        tenant=served.tenant,
+        adapter=served.adapter,
+        version=served.version,
+        generation=served.generation,
+        digest=served.digest,
+    )
+
+
+def _usage(usage: Usage) -> pb.Usage:
+    return pb.Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+def _timings(timings: Timings) -> pb.Timings:
+    return pb.Timings(
+        queue_seconds=timings.queue,
+        adapter_load_seconds=timings.adapter_load,
+        ttft_seconds=timings.ttft,
+        decode_seconds=timings.decode,
+    )

@@ -1,0 +1,75 @@
+"""What one caller, or all of them, may take of the node."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from inference_node.errors import BadConfiguration
+
+MAX_MESSAGE_BYTES = 2**20
+MAX_METADATA_BYTES = 8 * 2**10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where the node listens and how long it lets things take. Times are seconds."""
+
+    listen: str = "127.0.0.1:50051"
+    """`host:port`, `[ipv6]:port` or `unix:/path`; port 0 takes a free one."""
+    insecure: bool = False
+    """Listen beyond loopback although nothing is encrypted and nobody is authenticated."""
+    max_request_seconds: float = 600.0
+    """Longest deadline granted; also that of calls that bring none."""
+    drain_delay: float = 2.0
+    """Between NOT_SERVING and refusing calls, for load balancers to notice."""
+    drain_seconds: float = 30.0
+    """How long running calls may go on after that."""
+    max_concurrent_rpcs: int = 4096
+    reflection: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_request_seconds <= 0:
+            raise BadConfiguration("max_request_seconds must be above 0")
+        if self.drain_delay < 0 or self.drain_seconds < 0:
+            raise BadConfiguration("drain_delay and drain_seconds must not be negative")
+        if self.max_concurrent_rpcs < 1:
+            raise BadConfiguration("max_concurrent_rpcs must be at least 1")
+        if not self.insecure and not is_loopback(self.listen):
+            raise BadConfiguration(
+                f"listen address {self.listen!r} is reachable from other machines, and calls are "
+                "neither encrypted nor authenticated",
+                hint="listen on 127.0.0.1, or pass --insecure (LORAPOOL_INSECURE=1) where the "
+                "network itself is trusted",
+            )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches `address`. Raises BadConfiguration when it is none."""
+    if address.startswith("unix:"):
+        return True
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise BadConfiguration(f"listen address {address!r} is not host:port")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
+
+
+def channel_options() -> list[tuple[str, int]]:
+    """gRPC server settings: sizes, keepalive, and connections that move on to new nodes."""
+    return [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        # Two nodes on one port would share its calls by chance.
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+        ("grpc.max_connection_age_ms", 30 * 60_000),
+        ("grpc.max_connection_age_grace_ms", 10 * 60_000),
+    ]

@@ -1,0 +1,149 @@
+"""One short method per RPC: convert, hand to the engine, convert back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from inference_node.errors import DeadlineExpired, InvalidRequest, RequestInFlight
+from inference_node.pb.lorapool.v1 import inference_pb2 as pb
+from inference_node.pb.lorapool.v1 import inference_pb2_grpc
+from inference_node.request import Completed, Delta, Failed, Started
+from inference_node.rpc import convert
+from inference_node.rpc.engine_port import Engine
+from inference_node.rpc.mailbox import Mailbox
+from inference_node.rpc.status import refusal
+
+ANSWER_GRACE = 5.0
+"""Seconds past its deadline after which a request the engine never answered is given up."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """`lorapool.v1.InferenceService`."""
+
+    def __init__(self, engine: Engine, *, max_request_seconds: float) -> None:
+        self._engine = engine
+        self._max_request_seconds = max_request_seconds
+        self._bounds = convert.Bounds(engine.info().max_context, engine.tokenizer.vocab_size)
+        # Tokenising a long prompt takes tens of milliseconds, which the loop must not lose.
+        self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
+        self._in_flight: set[str] = set()
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        async with _answering(context), self._accepted(request, context) as call:
+            texts: list[str] = []
+            token_ids: list[int] = []
+            while True:
+                match await call.next():
+                    case Started() as started:
+                        await context.send_initial_metadata(convert.served_metadata(started.served))
+                    case Delta() as delta:
+                        texts.append(delta.text)
+                        token_ids += delta.token_ids
+                    case Completed() as completed:
+                        content = Delta("".join(texts), tuple(token_ids))
+                        return convert.answer(completed, content, call.request_id)
+                    case Failed() as failed:
+                        raise failed.error
+
+    # Written to the context, not yielded: a generator that is never resumed would learn of its
+    # caller's leaving only when it is collected.
+    async def StreamGenerate(  # type: ignore[override]
+        self, request: pb.StreamGenerateRequest, context: Context
+    ) -> None:
+        async with _answering(context):
+            if not request.HasField("request"):
+                raise InvalidRequest("request", "is required")
+            async with self._accepted(request.request, context) as call:
+                while True:
+                    match await call.next():
+                        case Started() as started:
+                            await context.send_initial_metadata(
+                                convert.served_metadata(started.served)
+                            )
+                            await context.write(convert.started_event(started, call.request_id))
+                        case Delta() as delta:
+                            await context.write(convert.delta_event(delta))
+                        case Completed() as completed:
+                            await context.write(convert.completed_event(completed))
+                            return
+                        case Failed() as failed:
+                            raise failed.error
+
+    async def GetModelInfo(
+        self, request: pb.GetModelInfoRequest, context: Context
+    ) -> pb.GetModelInfoResponse:
+        async with _answering(context):
+            return convert.model_info(self._engine.info())
+
+    def close(self) -> None:
+        self._tokenising.shutdown(wait=False, cancel_futures=True)
+
+    @contextlib.asynccontextmanager
+    async def _accepted(
+        self, message: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[_Call]:
+        """Submit, and cancel at once when the body is left before the engine is done."""
+        remaining = context.time_remaining()
+        limit = self._max_request_seconds
+        deadline = time.monotonic() + (limit if remaining is None else min(remaining, limit))
+        request = await asyncio.get_running_loop().run_in_executor(
+            self._tokenising,
+            lambda: convert.to_request(
+                message, bounds=self._bounds, encoder=self._engine.tokenizer, deadline=deadline
+            ),
+        )
+        request_id = request.request_id
+        if request_id in self._in_flight:
+            raise RequestInFlight("request_id", f"{request_id!r} is still in flight on this node")
+        # Held until the engine is done with it, which after a cancel is one step later.
+        self._in_flight.add(request_id)
+        mailbox = Mailbox(on_last=lambda: self._in_flight.discard(request_id))
+        try:
+            self._engine.submit(request, mailbox.post)
+        except BaseException:
+            self._in_flight.discard(request_id)
+            raise
+        try:
+            yield _Call(request_id, mailbox, deadline)
+        finally:
+            if not mailbox.ended:
+                self._engine.cancel(request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One submitted request and its events."""
+
+    request_id: str
+    mailbox: Mailbox
+    deadline: float
+
+    async def next(self) -> Started | Delta | Completed | Failed:
+        """The next event. Raises DeadlineExpired when even the engine's own answer is overdue."""
+        try:
+            async with asyncio.timeout(self.deadline + ANSWER_GRACE - time.monotonic()):
+                return await self.mailbox.next()
+        except TimeoutError:
+            raise DeadlineExpired("the engine gave no answer by the deadline") from None
+
+
+@contextlib.asynccontextmanager
+async def _answering(context: Context) -> AsyncIterator[None]:
+    """Turn what the body raises into the call's status."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        answer = refusal(error)
+        await context.abort(answer.code, answer.message, answer.trailers)

@@ -1,0 +1,76 @@
+"""Events cross from the engine's thread in order and in constant space."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from inference_node.request import Completed, Delta, Event, Request, Started
+from inference_node.rpc.mailbox import Mailbox
+from tests.inference_node.rpc.scripted_engine import completed, served
+
+REQUEST = Request(request_id="r", tenant="default", adapter="ada", prompt=(1,))
+
+
+async def read_all(mailbox: Mailbox) -> list[Event]:
+    events: list[Event] = []
+    while not events or not isinstance(events[-1], Completed):
+        events.append(await asyncio.wait_for(mailbox.next(), 5))
+    return events
+
+
+def post_everything(mailbox: Mailbox, tokens: int) -> None:
+    mailbox.post(Started(served(REQUEST)))
+    for index in range(tokens):
+        mailbox.post(Delta(f"{index} ", (index,)))
+    mailbox.post(completed(REQUEST, tokens))
+
+
+async def test_what_nobody_has_read_is_one_delta_however_much_it_is() -> None:
+    ended = asyncio.Event()
+    mailbox = Mailbox(on_last=ended.set)
+    thread = threading.Thread(target=post_everything, args=(mailbox, 5000))
+    thread.start()
+    thread.join()
+    events = await read_all(mailbox)
+    assert [type(event) for event in events] == [Started, Delta, Completed]
+    assert events[1] == Delta("".join(f"{i} " for i in range(5000)), tuple(range(5000)))
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_a_mailbox_that_kept_every_delta_apart_would_be_caught() -> None:
+    class Hoarding(Mailbox):
+        def post(self, event: Event) -> None:
+            self.kept = [*getattr(self, "kept", []), event]
+            super().post(event)
+
+    mailbox = Hoarding(on_last=lambda: None)
+    post_everything(mailbox, 50)
+    assert len(mailbox.kept) > len(await read_all(mailbox))
+
+
+async def test_text_read_while_it_is_written_arrives_whole_and_in_order() -> None:
+    mailbox = Mailbox(on_last=lambda: None)
+    thread = threading.Thread(target=post_everything, args=(mailbox, 20_000))
+    thread.start()
+    events = await read_all(mailbox)
+    thread.join()
+    tokens = [i for event in events if isinstance(event, Delta) for i in event.token_ids]
+    assert tokens == list(range(20_000))
+
+
+async def test_nothing_follows_the_last_event() -> None:
+    mailbox = Mailbox(on_last=lambda: None)
+    mailbox.post(completed(REQUEST, 0))
+    mailbox.post(Delta("late", (1,)))
+    assert await mailbox.next() == completed(REQUEST, 0)
+    assert await mailbox.next() == completed(REQUEST, 0)
+
+
+def test_posting_after_the_loop_has_closed_does_not_disturb_the_engine() -> None:
+    async def make() -> Mailbox:
+        return Mailbox(on_last=lambda: None)
+
+    mailbox = asyncio.run(make())
+    mailbox.post(completed(REQUEST, 0))
+    assert mailbox.ended
