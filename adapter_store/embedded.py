@@ -183,13 +183,22 @@ class EmbeddedStack:
         deadline = time.monotonic() + READY_S
         with contextlib.closing(Readiness(self.endpoints)) as readiness:
             for name in names:
-                while not readiness.serves(name):
-                    problem = f"{name} does not serve; its log ends:\n{_tail(self.log(name))}"
-                    if not self.is_running(name):
-                        raise _DiedAtStart(problem, hint=f"read {self.log(name)}")
+                while self._all_running(names) and not readiness.serves(name):
                     if time.monotonic() > deadline:
-                        raise StoreUnavailable(problem, hint=f"read {self.log(name)}")
+                        raise StoreUnavailable(
+                            f"{name} does not serve; its log ends:\n{_tail(self.log(name))}",
+                            hint=f"read {self.log(name)}",
+                        )
                     time.sleep(0.05)
+
+    def _all_running(self, names: Sequence[str]) -> bool:
+        for name in names:
+            if not self.is_running(name):
+                raise _DiedAtStart(
+                    f"{name} ended; its log ends:\n{_tail(self.log(name))}",
+                    hint=f"read {self.log(name)}",
+                )
+        return True
 
 
 def start_detached(state_dir: Path, *, host: str = HOST) -> EmbeddedStack:

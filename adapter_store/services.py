@@ -35,7 +35,12 @@ _WEED_PORTS = (
     "admin.port",
     "admin.port.grpc",
 )
+_ADMIN_GRPC_OFFSET = 10_000
+"""SeaweedFS's own worker looks for the admin service here whatever -admin.port.grpc says."""
 _WEED_OPTIONS = (
+    # The one master there is need not wait to be elected again: with its old state one restart
+    # in three takes 5 or 15 s. Volumes tell it their ids when they register.
+    "-master.resumeState=false",
     "-master.telemetry=false",
     "-webdav=false",
     "-admin.ui=false",
@@ -83,8 +88,8 @@ class Services:
         return self.on_new_ports(host)
 
     def on_new_ports(self, host: str) -> Services:
-        *weed, valkey = _free_ports(host, len(_WEED_PORTS) + 1)
-        return replace(self, weed_ports=tuple(weed), redis_port=valkey)
+        *weed, valkey = _free_ports(host, len(_WEED_PORTS) - 1)
+        return replace(self, weed_ports=(*weed, *_admin_ports(host)), redis_port=valkey)
 
     def save(self, state_dir: Path) -> None:
         """Keep them for the next start; only the owner may read the file."""
@@ -200,6 +205,14 @@ def _free_ports(host: str, count: int) -> list[int]:
         for each in sockets:
             each.bind((host, 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def _admin_ports(host: str) -> tuple[int, int]:
+    """Free ports for the admin service and its gRPC twin."""
+    while True:
+        grpc = _free_ports(host, 1)[0]
+        if grpc - _ADMIN_GRPC_OFFSET > 1024 and _is_free(host, grpc - _ADMIN_GRPC_OFFSET):
+            return grpc - _ADMIN_GRPC_OFFSET, grpc
 
 
 def _is_free(host: str, port: int) -> bool:
