@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from adapter_store.errors import IntegrityError
 
 FORMAT = 1
 MAX_RECORD_BYTES = 256 * 1024
 MAX_INDEXED_VERSIONS = 1024
+
+_T = TypeVar("_T")
 
 
 class RecordKind(Enum):
@@ -73,7 +75,7 @@ class VersionRef:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """Where in the log a label was first published: old versions resolve without a walk."""
+    """Where in the log a label was last committed: old versions resolve without a walk."""
 
     label: str
     vdig: str
@@ -155,17 +157,17 @@ def decode_record(body: bytes) -> Record:
                 f"record format {value['format']!r} is not {FORMAT}",
                 hint="upgrade this program to read it",
             )
-        record = Record(
+        record = _typed(Record)(
             **{
                 **value,
                 "kind": RecordKind(value["kind"]),
                 "active": _version(value["active"]),
                 "staged": _version(value["staged"]),
                 "split": tuple(
-                    SplitArm(arm["weight"], _present(_version(arm["version"])))
+                    _typed(SplitArm)(arm["weight"], _present(_version(arm["version"])))
                     for arm in value["split"]
                 ),
-                "versions": tuple(IndexEntry(**entry) for entry in value["versions"]),
+                "versions": tuple(_typed(IndexEntry)(**entry) for entry in value["versions"]),
                 "signatures": tuple(value["signatures"]),
             }
         )
@@ -231,10 +233,29 @@ def _version(value: Mapping[str, Any] | None) -> VersionRef | None:
     if value is None:
         return None
     files = tuple(
-        FileEntry(f["name"], f["size"], f["sha256"], tuple(Chunk(**c) for c in f["chunks"]))
+        _typed(FileEntry)(
+            f["name"], f["size"], f["sha256"], tuple(_typed(Chunk)(**c) for c in f["chunks"])
+        )
         for f in value["files"]
     )
-    return VersionRef(value["label"], value["vdig"], value["base"], value["config"], files)
+    config = value["config"]
+    if not isinstance(config, dict):
+        raise IntegrityError("a version's config is not an object")
+    return _typed(VersionRef)(value["label"], value["vdig"], value["base"], config, files)
+
+
+def _typed(kind: Callable[..., _T]) -> Callable[..., _T]:
+    """`kind`'s constructor, raising IntegrityError when a str or int field holds something else."""
+
+    def build(*args: Any, **values: Any) -> _T:
+        made = kind(*args, **values)
+        for part in fields(made):  # type: ignore[arg-type]
+            expected = {"str": str, "int": int}.get(str(part.type))
+            if expected and type(getattr(made, part.name)) is not expected:
+                raise IntegrityError(f"{part.name} is not of type {part.type}")
+        return made
+
+    return build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +279,7 @@ def decode_base_card(body: bytes) -> BaseCard:
     """Parse a base card. Raises IntegrityError."""
     try:
         value = json.loads(body)
-        card = BaseCard(
+        card = _typed(BaseCard)(
             **{**value, "modules": {k: (int(o), int(i)) for k, (o, i) in value["modules"].items()}}
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
