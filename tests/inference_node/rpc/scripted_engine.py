@@ -143,7 +143,7 @@ class ScriptedEngine:
             kernel="nf4",
             base_bytes=100,
             base_bytes_bf16=400,
-            max_context=64,
+            max_context=256,
             max_rank=64,
             groups=("q_proj", "v_proj"),
             pool=PoolStatus(8, 7, 1024, 1, 0),

@@ -122,7 +122,7 @@ async def test_words_reach_the_caller_before_the_answer_is_whole(
 async def test_model_info_is_told(stub: Stub) -> None:
     info = await stub.GetModelInfo(pb.GetModelInfoRequest())
     assert info.base_fingerprint == DIGEST
-    assert (info.max_context, info.running, info.waiting) == (64, 1, 2)
+    assert (info.max_context, info.running, info.waiting) == (256, 1, 2)
     assert (info.pool.pages_total, info.pool.pages_free) == (8, 7)
 
 

@@ -1,0 +1,40 @@
+"""Call a node from Python: `Client` for threads, `AsyncClient` for asyncio. No torch.
+
+    with Client("127.0.0.1:50051") as client:
+        answer = client.generate([Message("user", "Who are you?")], adapter="pirate")
+        print(answer.text, answer.served.version)
+        for text in client.stream("Once upon a time", adapter="pirate@v2"):
+            print(text, end="")
+
+A prompt is text as it is, a conversation, or token ids. What goes wrong is raised as the node's own
+errors (`inference_node.errors`), each with `.reason`, `.hint` and `.retry_after`; NodeUnreachable
+and CallFailed are this side's. Calls that did not reach a node are tried again up to three times.
+"""
+
+from inference_node.client.asynchronous import AsyncClient, AsyncStream
+from inference_node.client.blocking import Client, Stream
+from inference_node.client.messages import (
+    Answer,
+    CallFailed,
+    NodeUnreachable,
+    Prompt,
+)
+from inference_node.request import FinishReason, ModelInfo, Sampling, Served, Stopping
+from inference_node.text import ChatMessage as Message
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AsyncStream",
+    "CallFailed",
+    "Client",
+    "FinishReason",
+    "Message",
+    "ModelInfo",
+    "NodeUnreachable",
+    "Prompt",
+    "Sampling",
+    "Served",
+    "Stopping",
+    "Stream",
+]

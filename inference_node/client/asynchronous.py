@@ -1,0 +1,164 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from inference_node.client.messages import (
+    CHANNEL_OPTIONS,
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT,
+    GREEDY,
+    TO_THE_END,
+    Answer,
+    Assembly,
+    Prompt,
+    to_answer,
+    to_error,
+    to_message,
+    to_model_info,
+)
+from inference_node.pb.lorapool.v1 import inference_pb2 as pb
+from inference_node.pb.lorapool.v1 import inference_pb2_grpc
+from inference_node.request import ModelInfo, Sampling, Served, Stopping
+
+
+class AsyncClient:
+    """The same for asyncio."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        """Connects on the first call; belongs to the running loop."""
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        adapter: str = "",
+        tenant: str = "",
+        sampling: Sampling = GREEDY,
+        stopping: Stopping = TO_THE_END,
+        min_generation: int = 0,
+        request_id: str = "",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Answer:
+        """The whole answer. Raises NodeError; cancelling the task stops the node."""
+        message = to_message(
+            prompt,
+            adapter=adapter,
+            tenant=tenant,
+            sampling=sampling,
+            stopping=stopping,
+            min_generation=min_generation,
+            request_id=request_id,
+        )
+        try:
+            return to_answer(await self._stub.Generate(message, timeout=timeout))
+        except grpc.aio.AioRpcError as error:
+            raise to_error(error) from None
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        adapter: str = "",
+        tenant: str = "",
+        sampling: Sampling = GREEDY,
+        stopping: Stopping = TO_THE_END,
+        min_generation: int = 0,
+        request_id: str = "",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> AsyncStream:
+        """The answer piece by piece. Raises NodeError while it is iterated."""
+        message = to_message(
+            prompt,
+            adapter=adapter,
+            tenant=tenant,
+            sampling=sampling,
+            stopping=stopping,
+            min_generation=min_generation,
+            request_id=request_id,
+        )
+        return AsyncStream(
+            self._stub.StreamGenerate(pb.StreamGenerateRequest(request=message), timeout=timeout)
+        )
+
+    async def model_info(self, *, timeout: float = 10.0) -> ModelInfo:
+        """What the node serves. Raises NodeError."""
+        try:
+            return to_model_info(
+                await self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=timeout)
+            )
+        except grpc.aio.AioRpcError as error:
+            raise to_error(error) from None
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class AsyncStream:
+    """An answer as it is decoded: iterate for text, once; leave the `with` block to cancel."""
+
+    def __init__(
+        self, call: grpc.aio.UnaryStreamCall[pb.StreamGenerateRequest, pb.StreamGenerateResponse]
+    ) -> None:
+        self._call = call
+        self._assembly = Assembly()
+
+    async def served(self) -> Served:
+        """Which version answers; waits until that is settled. Raises NodeError."""
+        while self._assembly.started is None:
+            event = await self._next()
+            if event is None:
+                return self._assembly.whole().served
+            self._assembly.take(event)
+        return self._assembly.started
+
+    async def result(self) -> Answer:
+        """Read to the end; the whole answer. Raises NodeError."""
+        while (event := await self._next()) is not None:
+            self._assembly.take(event)
+        return self._assembly.whole()
+
+    def cancel(self) -> None:
+        """Stop decoding; what was read stays read."""
+        self._call.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        while (event := await self._next()) is not None:
+            if text := self._assembly.take(event):
+                yield text
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    async def _next(self) -> pb.StreamGenerateResponse | None:
+        try:
+            event = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise to_error(error) from None
+        return event if isinstance(event, pb.StreamGenerateResponse) else None
