@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -22,7 +21,10 @@ from adapter_store.s3 import S3Store, open_s3
 from adapter_store.settings import REDIS_SERVICE, S3_SERVICE, Endpoints, write_private
 
 _FILE = "services.json"
-_SOCKETS = ("s3-{}", "s3-grpc-{}", "filer-{}", "filer-grpc-{}", "master-grpc-{}", "admin-grpc-{}")
+_SOCKETS = tuple(
+    name + "-{}"
+    for name in ("s3", "s3-grpc", "filer", "filer-grpc", "master-grpc", "volume-grpc", "admin-grpc")
+)
 _WEED_PORTS = (
     "s3.port",
     "s3.port.grpc",
@@ -129,7 +131,7 @@ class Services:
         """Delete the socket files that SeaweedFS leaves behind for its own ports."""
         for port in self.weed_ports:
             for name in _SOCKETS:
-                path = Path(tempfile.gettempdir()) / f"seaweedfs-{name.format(port)}.sock"
+                path = Path("/tmp") / f"seaweedfs-{name.format(port)}.sock"
                 with contextlib.suppress(OSError):
                     path.unlink()
 

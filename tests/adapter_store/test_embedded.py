@@ -7,7 +7,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -144,7 +143,7 @@ def test_started_again_it_is_at_the_same_address_with_the_same_adapters(tmp_path
     assert not any(process_id(pid).started for pid in pids)
     assert read_stack(tmp_path) is None
     ports = json.loads((tmp_path / "services.json").read_text())["weed_ports"]
-    for left in Path(tempfile.gettempdir()).glob("seaweedfs-*.sock"):
+    for left in Path("/tmp").glob("seaweedfs-*.sock"):
         assert not any(left.name.endswith(f"-{port}.sock") for port in ports)
     with EmbeddedStack(tmp_path) as second:
         assert second.endpoints == endpoints

@@ -63,8 +63,10 @@ def test_a_waiting_listener_wakes_at_the_announcement(
     announcer: RedisAnnouncer, hints: HintStream
 ) -> None:
     started = time.monotonic()
-    threading.Timer(0.1, announcer.announce, ("acme", "tone", 1)).start()
+    speaker = threading.Timer(0.1, announcer.announce, ("acme", "tone", 1))
+    speaker.start()
     assert hints.poll(20) == [Hint("acme", "tone", 1)]
+    speaker.join()
     assert time.monotonic() - started < 5
 
 
