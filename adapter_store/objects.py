@@ -49,7 +49,8 @@ class ObjectStore(Protocol):
     def put_new(self, key: str, body: bytes) -> None:
         """Create `key` with `body`, or raise; never overwrite.
 
-        One attempt, no retries. The sha256 of `body` travels with it and the store verifies it.
+        Sent once; again only after an answer that says nothing was stored (409). The sha256 of
+        `body` travels with it and the store verifies it.
         Raises AlreadyExists when the key is taken (it may be taken by an earlier attempt of the
         caller's own), OutcomeUnknown when the request was sent and no usable answer came,
         StoreUnavailable only when it is certain that nothing was stored.
