@@ -7,16 +7,19 @@ from types import TracebackType
 from typing import Self
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from inference_node.client.messages import (
     CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     GREEDY,
+    READINESS,
     TO_THE_END,
     Answer,
     Assembly,
     Prompt,
+    is_serving,
     to_answer,
     to_error,
     to_message,
@@ -34,6 +37,7 @@ class AsyncClient:
         """Connects on the first call; belongs to the running loop."""
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def generate(
         self,
@@ -97,6 +101,13 @@ class AsyncClient:
         except grpc.aio.AioRpcError as error:
             raise to_error(error) from None
 
+    async def ready(self, *, timeout: float = 5.0) -> bool:
+        """Whether the node takes requests. Raises NodeUnreachable when it does not answer."""
+        try:
+            return is_serving(await self._health.Check(READINESS, timeout=timeout))
+        except grpc.aio.AioRpcError as error:
+            raise to_error(error) from None
+
     async def close(self) -> None:
         await self._channel.close()
 
@@ -121,8 +132,18 @@ class AsyncStream:
         self._call = call
         self._assembly = Assembly()
 
-    async def served(self) -> Served:
-        """Which version answers; waits until that is settled. Raises NodeError."""
+    @property
+    def served(self) -> Served | None:
+        """Which version answers; known once the first text came, or `started` returned."""
+        return self._assembly.started
+
+    @property
+    def result(self) -> Answer:
+        """The whole answer, after the stream has ended. Raises CallFailed before that."""
+        return self._assembly.whole()
+
+    async def started(self) -> Served:
+        """Wait until it is settled which version answers. Raises NodeError."""
         while self._assembly.started is None:
             event = await self._next()
             if event is None:
@@ -130,7 +151,7 @@ class AsyncStream:
             self._assembly.take(event)
         return self._assembly.started
 
-    async def result(self) -> Answer:
+    async def finish(self) -> Answer:
         """Read to the end; the whole answer. Raises NodeError."""
         while (event := await self._next()) is not None:
             self._assembly.take(event)

@@ -7,16 +7,19 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from inference_node.client.messages import (
     CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     GREEDY,
+    READINESS,
     TO_THE_END,
     Answer,
     Assembly,
     Prompt,
+    is_serving,
     to_answer,
     to_error,
     to_message,
@@ -34,6 +37,7 @@ class Client:
         """Connects on the first call."""
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def generate(
         self,
@@ -95,6 +99,13 @@ class Client:
         except grpc.RpcError as error:
             raise to_error(error) from None
 
+    def ready(self, *, timeout: float = 5.0) -> bool:
+        """Whether the node takes requests. Raises NodeUnreachable when it does not answer."""
+        try:
+            return is_serving(self._health.Check(READINESS, timeout=timeout))
+        except grpc.RpcError as error:
+            raise to_error(error) from None
+
     def close(self) -> None:
         self._channel.close()
 
@@ -135,8 +146,9 @@ class Stream:
             self._assembly.take(event)
         return self._assembly.started
 
+    @property
     def result(self) -> Answer:
-        """Read to the end; the whole answer. Raises NodeError."""
+        """The whole answer; reads to the end of it. Raises NodeError."""
         while (event := self._next()) is not None:
             self._assembly.take(event)
         return self._assembly.whole()

@@ -9,6 +9,7 @@ from typing import cast
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2
 
 from inference_node import errors
 from inference_node.errors import InvalidRequest, NodeError
@@ -61,6 +62,9 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
+
+
+READINESS = health_pb2.HealthCheckRequest(service="readiness")
 
 
 class NodeUnreachable(NodeError):
@@ -196,6 +200,10 @@ def to_answer(message: pb.GenerateResponse) -> Answer:
         timings=_timings(message.timings),
         request_id=message.request_id,
     )
+
+
+def is_serving(message: health_pb2.HealthCheckResponse) -> bool:
+    return bool(message.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def to_model_info(message: pb.GetModelInfoResponse) -> ModelInfo:

@@ -100,8 +100,8 @@ def test_a_stream_tells_its_version_first_and_its_whole_answer_last(
         assert next(pieces) == "one "
         gate.set()
         assert list(pieces) == ["two"]
-        assert stream.result().text == "one two"
-        assert stream.result().token_ids == (0, 1)
+        assert stream.result.text == "one two"
+        assert stream.result.token_ids == (0, 1)
 
 
 def test_leaving_a_stream_stops_the_engine(address: str, engine: ScriptedEngine) -> None:
@@ -180,6 +180,13 @@ def test_a_busy_store_is_asked_again(address: str, engine: ScriptedEngine) -> No
     timer.join()
 
 
+def test_a_node_says_whether_it_is_ready(address: str) -> None:
+    with Client(address) as client:
+        assert client.ready()
+    with Client("127.0.0.1:1") as client, pytest.raises(NodeUnreachable):
+        client.ready()
+
+
 def test_model_info(address: str) -> None:
     with Client(address) as client:
         info = client.model_info()
@@ -191,14 +198,17 @@ async def test_asyncio_generates_and_streams(address: str, engine: ScriptedEngin
         assert (await client.generate("hi", adapter="ada")).served == ADA
         assert (await client.model_info()).name == "scripted"
         async with client.stream("hi", adapter="ada") as stream:
-            assert await stream.served() == ADA
+            assert await stream.started() == ADA
+            assert stream.served == ADA
+            with pytest.raises(CallFailed):
+                _ = stream.result
             assert "".join([piece async for piece in stream]) == "hello wörld"
-            assert (await stream.result()).text == "hello wörld"
+            assert stream.result.text == "hello wörld"
         engine.refuses = errors.AdapterNotFound("no such adapter")
         with pytest.raises(errors.AdapterNotFound):
             await client.generate("hi", adapter="bob")
         with pytest.raises(errors.AdapterNotFound):
-            await client.stream("hi", adapter="bob").result()
+            await client.stream("hi", adapter="bob").finish()
 
 
 async def test_cancelling_the_task_stops_the_engine(address: str, engine: ScriptedEngine) -> None:
