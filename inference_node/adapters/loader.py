@@ -8,6 +8,7 @@ the slot table.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -30,6 +31,8 @@ from inference_node.adapters.slots import Entry, Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter, host_adapter
 from inference_node.errors import AdapterIncompatible, EngineFailure, NodeError, StaleNode
 from inference_node.kernels.lora import ModuleMap
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +362,7 @@ def _target(tenant: str, adapter: str, gen: int, version: VersionRef) -> Target:
 
 
 def _unexpected(error: Exception) -> NodeError:
+    log.exception("loading an adapter failed")
     failure = EngineFailure("loading the adapter failed", details={"kind": type(error).__name__})
     failure.__cause__ = error
     return failure

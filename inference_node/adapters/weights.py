@@ -71,8 +71,8 @@ def host_adapter(
             )
         first = sum(shape.out_features[:part])
         columns = slice(first, first + shape.out_features[part])
-        a = torch.from_numpy(content.a(module)).view(source).to(dtype)  # [rank, in]
-        b = torch.from_numpy(content.b(module)).view(source).to(dtype)  # [out, rank]
+        a = torch.tensor(content.a(module)).view(source).to(dtype)  # [rank, in]
+        b = torch.tensor(content.b(module)).view(source).to(dtype)  # [out, rank]
         for page in range(pages):
             ranks = slice(page * PAGE_RANKS, min(rank, (page + 1) * PAGE_RANKS))
             count = ranks.stop - ranks.start

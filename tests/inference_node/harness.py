@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapter_store.commit import Publisher, register_base
+from adapter_store.bases import register_base
+from adapter_store.commit import Publisher
 from adapter_store.layout import DEFAULT_TENANT
 from adapter_store.objects import ObjectStore
 from adapter_store.reader import Reader
@@ -82,6 +83,12 @@ class Answer:
         return last
 
     @property
+    def tokens(self) -> list[int]:
+        """All of them, once it has ended well."""
+        assert self.completed
+        return self.token_ids
+
+    @property
     def error(self) -> NodeError:
         last = self.wait().events[-1]
         assert isinstance(last, Failed), last
@@ -146,5 +153,6 @@ def start_node(config: EngineConfig, store: ObjectStore, *, hints: Hints | None 
     engine = build_engine(config, reader=Reader(store), hints=hints)
     register_base(store, engine.card)
     engine.start()
-    publisher = Publisher(store, lock=None, announcer=None, actor="test")
+    warnings: list[str] = []
+    publisher = Publisher(store, lock=None, announcer=None, actor="test", warn=warnings.append)
     return Node(engine, store, engine.card, publisher)

@@ -1,0 +1,58 @@
+"""Nodes over an in-memory store: tiny random bases for logic, the real base for exactness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapter_store.memory import MemoryStore
+from inference_node.config import EngineConfig
+from inference_node.model.default_base import ensure_default_base
+from tests.inference_node.harness import Node, start_node
+from tests.inference_node.tiny import make_checkpoint
+
+StartTiny = Callable[..., Node]
+
+
+@pytest.fixture(scope="session")
+def default_base() -> Path:
+    return ensure_default_base()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases") / "tiny"
+    return make_checkpoint(folder, tokenizer_from=default_base)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_base: Path) -> EngineConfig:
+    """Exact arithmetic: the 4-bit values in float32."""
+    return EngineConfig(
+        base_model=str(tiny_base),
+        linears="dense",
+        dtype="float32",
+        pool_bytes=2 * 2**20,
+        kv_tokens=2048,
+        max_context=512,
+    )
+
+
+@pytest.fixture
+def start_tiny(tiny_config: EngineConfig) -> Iterator[StartTiny]:
+    """Starts nodes on the tiny base; keyword arguments change its settings."""
+    nodes: list[Node] = []
+
+    def start(store: MemoryStore | None = None, **changes: object) -> Node:
+        config = replace(tiny_config, **changes)  # type: ignore[arg-type]
+        nodes.append(start_node(config, store or MemoryStore()))
+        return nodes[-1]
+
+    torch.set_num_threads(2)
+    yield start
+    for node in nodes:
+        node.close()
