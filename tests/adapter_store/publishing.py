@@ -1,0 +1,113 @@
+"""Publishers in slow motion, and the checker of what a log promises."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from adapter_store.commit import Limits, Published, Publisher
+from adapter_store.draft import Author, fence_record
+from adapter_store.errors import StoreError
+from adapter_store.layout import AdapterRef, log_key
+from adapter_store.objects import ObjectStore
+from adapter_store.reader import Reader
+from adapter_store.record import Record, RecordKind
+from adapter_store.validate import LocalAdapter, check_content
+from tests.adapter_store.adapter_files import CARD, local_adapter
+
+TENANT, ADAPTER = "default", "pirate"
+REF = AdapterRef(TENANT, ADAPTER)
+
+
+class SteppedClock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def publisher(store: ObjectStore, **changes: Any) -> Publisher:
+    """A publisher whose time is stepped and whose warnings go nowhere unless asked for."""
+    clock = SteppedClock()
+    settings: dict[str, Any] = {
+        "actor": "test",
+        "warn": lambda text: None,
+        "clock": clock,
+        "sleep": clock.sleep,
+        "limits": Limits(publish_s=60, settle_s=10),
+    }
+    return Publisher(store, **{**settings, **changes})
+
+
+@cache
+def adapter(seed: int) -> LocalAdapter:
+    """A valid adapter; equal seeds give equal content."""
+    with tempfile.TemporaryDirectory() as folder:
+        return local_adapter(Path(folder), seed=seed)
+
+
+def publish(store: ObjectStore, seed: int, **options: Any) -> Published:
+    return publisher(store).publish(TENANT, ADAPTER, adapter(seed), **options)
+
+
+def served_seed(store: ObjectStore, seeds: Iterable[int] = range(10), **reader: Any) -> int:
+    """Which of `seeds` a fresh reader gets, every byte and every tensor checked."""
+    found = Reader(store, **reader).resolve(REF)
+    files = Reader(store, **reader).fetch(TENANT, found.version, adapter=ADAPTER)
+    check_content(files, config=found.version.config, card_modules=CARD.modules)
+    return next(seed for seed in seeds if adapter(seed).files == files)
+
+
+def append(store: ObjectStore, **changes: Any) -> Record:
+    """Write the next record by hand: a fence on the head with `changes`."""
+    head = Reader(store).head(TENANT, ADAPTER)
+    author = Author("f" * 31 + f"{head.gen % 16:x}", 1, "test", "")
+    record = fence_record(head, author, tenant=TENANT, adapter=ADAPTER)
+    record = replace(record, **changes)
+    store.put_new(log_key(TENANT, ADAPTER, record.gen), record.encode())
+    return record
+
+
+def tombstone(store: ObjectStore) -> Record:
+    return append(store, kind=RecordKind.TOMBSTONE, active=None)
+
+
+def broken_promises(
+    store: ObjectStore,
+    *,
+    acknowledged: Iterable[Published] = (),
+    failed_txids: Iterable[str] = (),
+) -> list[str]:
+    """What the log and its content break of I1 to I5, in words; empty when all holds."""
+    broken: list[str] = []
+    records: list[Record] = []
+    try:
+        for record in Reader(store).history(TENANT, ADAPTER):
+            records.append(record)
+        if records and records[0].active is not None:
+            served_seed(store)
+    except StoreError as error:
+        broken.append(f"the log or the current content is not whole: {error}")
+    by_gen = {record.gen: record for record in records}
+    if sorted(by_gen) != list(range(1, len(records) + 1)):
+        broken.append(f"generations have gaps: {sorted(by_gen)}")
+    for done in acknowledged:
+        found = by_gen.get(done.gen)
+        if found is None or found.txid != done.txid or found.active is None:
+            broken.append(f"acknowledged generation {done.gen} is lost")
+        elif found.active.vdig != done.vdig:
+            broken.append(f"acknowledged generation {done.gen} has other content")
+    txids = [record.txid for record in records]
+    broken += [f"{txid} failed and is in the log" for txid in failed_txids if txid in txids]
+    broken += [f"{txid} committed twice" for txid in set(txids) if txids.count(txid) > 1]
+    return broken
