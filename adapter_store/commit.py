@@ -60,7 +60,14 @@ from adapter_store.reader import Reader
 from adapter_store.record import Record, RecordKind
 from adapter_store.settle import settle
 from adapter_store.slot import Slot
-from adapter_store.upload import NoProgress, Uploader, UploadProgress, condemned_keys, put_once
+from adapter_store.upload import (
+    NoProgress,
+    Uploader,
+    UploadProgress,
+    condemned_keys,
+    holds,
+    put_once,
+)
 from adapter_store.validate import LocalAdapter
 
 
@@ -275,6 +282,10 @@ class _Run:
         if head is None or active is None or active.vdig != content.vdig:
             return None
         if content.label not in (None, active.label) and known is None:
+            return None
+        chunks = (chunk for file in active.files for chunk in file.chunks)
+        if not all(holds(self._store, chunk.key, chunk) for chunk in chunks):
+            self._env.warn(f"generation {head.gen} lost bytes in the store; they are sent again")
             return None
         return self._published(head, unchanged=True)
 

@@ -183,6 +183,8 @@ def _named(reader: Reader, head: Record, to: str) -> VersionRef:
 
 
 def _default_label(head: Record | None, gen: int, vdig: str) -> str:
+    if head is not None and head.active is not None and head.active.vdig == vdig:
+        return head.active.label
     label = f"v{gen}"
     taken = head.indexed(label) if head else None
     return label if taken is None or taken.vdig == vdig else f"{label}-{vdig[:8]}"

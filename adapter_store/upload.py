@@ -175,7 +175,7 @@ class Uploader:
 
     def _place(self, chunk: Chunk) -> str:
         for key in self._store.list(layout.blob_prefix(self._tenant, chunk.sha256)).keys:
-            if key not in self._condemned and self._intact(key, chunk):
+            if key not in self._condemned and holds(self._store, key, chunk):
                 with self._lock:
                     self._progress.reused(chunk.length)
                 return key
@@ -183,7 +183,7 @@ class Uploader:
         key = layout.blob_key(self._tenant, chunk.sha256, self._txid, self._attempt)
         self._before_write()
         put_once(self._store, key, body, sleep=self._sleep)
-        if not self._intact(key, chunk):
+        if not holds(self._store, key, chunk):
             raise IntegrityError(
                 f"chunk {chunk.sha256} did not read back as it was sent; nothing was committed",
                 hint="publish again; if it happens twice, check the store",
@@ -193,16 +193,17 @@ class Uploader:
             self._progress.sent(chunk.length)
         return key
 
-    def _intact(self, key: str, chunk: Chunk) -> bool:
-        """Whether the store holds exactly these bytes, by its own checksum or by reading them."""
-        try:
-            head = self._store.head(key)
-            if head.size != chunk.length:
-                return False
-            sha256 = head.sha256 or hashlib.sha256(self._store.get(key)).hexdigest()
-        except NotFound:
+
+def holds(store: ObjectStore, key: str, chunk: Chunk) -> bool:
+    """Whether `key` holds exactly this chunk, by the store's own checksum or by reading it."""
+    try:
+        head = store.head(key)
+        if head.size != chunk.length:
             return False
-        return sha256 == chunk.sha256
+        sha256 = head.sha256 or hashlib.sha256(store.get(key)).hexdigest()
+    except NotFound:
+        return False
+    return sha256 == chunk.sha256
 
 
 def _parts(body: bytes) -> Iterator[tuple[int, memoryview]]:

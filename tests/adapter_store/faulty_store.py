@@ -50,6 +50,7 @@ class FaultyStore:
         self._dead = False
         self.operations: list[str] = []
         self.late: list[Callable[[], None]] = []
+        self.bounced: list[Exception] = []
 
     def get(self, key: str) -> bytes:
         return self._call("get", key, lambda: self._store.get(key))
@@ -104,7 +105,7 @@ class FaultyStore:
         try:
             act()
         except Exception as error:
-            self.operations.append(f"applied with {type(error).__name__}")
+            self.bounced.append(error)
 
     def _die(self) -> None:
         with self._lock:
