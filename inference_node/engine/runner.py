@@ -72,7 +72,12 @@ class Runner:
             attention=AttentionPlan.build(
                 chunks, block_tokens=self._block_tokens, device=self._device
             ),
-            lora=LoraPlan.build(segments, groups=len(self._pool.groups), device=self._device),
+            lora=LoraPlan.build(
+                segments,
+                groups=len(self._pool.groups),
+                device=self._device,
+                dtype=self._decoder.base.dtype,
+            ),
             logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=self._device),
         )
 

@@ -12,6 +12,7 @@ S-LoRA's paged pool (arXiv 2311.03285).
 """
 
 from inference_node.kernels.lora.contract import (
+    BLOCK_ROWS,
     PAGE_RANKS,
     GroupPool,
     GroupShape,
@@ -22,6 +23,7 @@ from inference_node.kernels.lora.modules import ModuleGroup, ModuleMap
 from inference_node.kernels.lora.reference import lora_delta
 
 __all__ = [
+    "BLOCK_ROWS",
     "PAGE_RANKS",
     "GroupPool",
     "GroupShape",

@@ -10,6 +10,9 @@ import torch
 
 PAGE_RANKS = 8
 """Ranks one page holds."""
+BLOCK_ROWS = 16
+"""Rows that share one product: every row meets every page of its block, most of them with weight
+zero, which is cheaper than a product a row while a block is small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +64,31 @@ class SlotPages:
 
 
 @dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Consecutive rows, and every page any of them reads, each page once."""
+
+    first: int
+    rows: int
+    pages: torch.Tensor  # [pages] int64
+    weights: torch.Tensor  # [rows, pages]: the adapter's scale where the row reads the page, else 0
+
+
+@dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """Routing of one step in one group, as tensors on the pool's device.
+    """Routing of one step in one group."""
 
-    Rows of short segments are expanded to (row, page) pairs and run as one batch; each long segment
-    runs as two matrix products over its gathered pages.
-    """
-
-    pair_rows: torch.Tensor  # [pairs] int64, row of each pair, ascending
-    pair_pages: torch.Tensor  # [pairs] int64
-    pair_scale: torch.Tensor  # [pairs] float32
-    one_page_a_row: bool
-    """Every row occurs exactly once in pair_rows: no accumulation is needed."""
-    segments: tuple[tuple[int, int, torch.Tensor, float], ...]
-    """Long runs of rows with one adapter: (first row, rows, page ids [pages] int64, scale)."""
+    rows: int
+    """Rows of the step."""
+    blocks: tuple[RowBlock, ...]
+    """The blocks that read anything; rows outside them get zeros."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraPlan:
     """Which pages every row of a step reads. Built for that step, used in it, dropped after it."""
 
-    rows: int
     groups: tuple[GroupPlan | None, ...]
     """None where no adapter of the step touches the group."""
-
-    LONG_SEGMENT = 8
 
     @classmethod
     def build(
@@ -94,48 +97,54 @@ class LoraPlan:
         *,
         groups: int,
         device: torch.device,
+        dtype: torch.dtype,
     ) -> LoraPlan | None:
         """`segments` are (first row, rows, adapter or None for the base), covering every row.
 
         Returns None when no row has an adapter.
         """
         rows = sum(count for _, count, _ in segments)
-        plans = tuple(cls._group(segments, rows, group, device) for group in range(groups))
-        return cls(rows, plans) if any(plan is not None for plan in plans) else None
+        batches = _batches(segments)
+        plans = []
+        for group in range(groups):
+            made = (_block(batch, group, device=device, dtype=dtype) for batch in batches)
+            blocks = tuple(block for block in made if block is not None)
+            plans.append(GroupPlan(rows, blocks) if blocks else None)
+        return cls(tuple(plans)) if any(plans) else None
 
-    @classmethod
-    def _group(
-        cls,
-        segments: Sequence[tuple[int, int, SlotPages | None]],
-        rows: int,
-        group: int,
-        device: torch.device,
-    ) -> GroupPlan | None:
-        pair_rows: list[int] = []
-        pair_pages: list[int] = []
-        pair_scale: list[float] = []
-        long: list[tuple[int, int, torch.Tensor, float]] = []
-        single = True
-        for first, count, slot in segments:
-            pages = slot.pages[group] if slot is not None else ()
-            if slot is None or not pages:
-                single = False
-                continue
-            if count >= cls.LONG_SEGMENT:
-                long.append((first, count, torch.tensor(pages, device=device), slot.scale))
-                single = False
-                continue
-            single = single and len(pages) == 1
-            for row in range(first, first + count):
-                pair_rows.extend([row] * len(pages))
-                pair_pages.extend(pages)
-                pair_scale.extend([slot.scale] * len(pages))
-        if not pair_rows and not long:
-            return None
-        return GroupPlan(
-            torch.tensor(pair_rows, dtype=torch.int64, device=device),
-            torch.tensor(pair_pages, dtype=torch.int64, device=device),
-            torch.tensor(pair_scale, dtype=torch.float32, device=device),
-            single and len(pair_rows) == rows,
-            tuple(long),
-        )
+
+_Segment = tuple[int, int, SlotPages | None]
+
+
+def _batches(segments: Sequence[_Segment]) -> list[list[_Segment]]:
+    """Long segments alone, short ones together, in row order."""
+    batches: list[list[_Segment]] = []
+    filled = BLOCK_ROWS
+    for segment in segments:
+        count = segment[1]
+        if filled + count > BLOCK_ROWS:
+            batches.append([])
+            filled = 0
+        batches[-1].append(segment)
+        filled += count
+    return batches
+
+
+def _block(
+    batch: Sequence[_Segment], group: int, *, device: torch.device, dtype: torch.dtype
+) -> RowBlock | None:
+    first = batch[0][0]
+    rows = sum(count for _, count, _ in batch)
+    columns: dict[int, int] = {}
+    for _, _, slot in batch:
+        for page in slot.pages[group] if slot is not None else ():
+            columns.setdefault(page, len(columns))
+    if not columns:
+        return None
+    weights = torch.zeros(rows, len(columns), dtype=dtype)
+    for start, count, slot in batch:
+        if slot is not None:
+            own = [columns[page] for page in slot.pages[group]]
+            weights[start - first : start - first + count, own] = slot.scale
+    pages = torch.tensor(list(columns), dtype=torch.int64)
+    return RowBlock(first, rows, pages.to(device), weights.to(device))

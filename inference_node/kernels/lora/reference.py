@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from inference_node.kernels.lora.contract import PAGE_RANKS, GroupPlan, GroupShape
+from inference_node.kernels.lora.contract import PAGE_RANKS, GroupPlan, GroupShape, RowBlock
 
 
 def lora_delta(
@@ -20,60 +20,42 @@ def lora_delta(
     Returns [rows, sum(out)] in x's dtype; rows without an adapter are zeros.
     Raises ValueError on any shape or dtype that does not fit: nothing is cast or trimmed.
     """
-    _check(x, a, b, shape)
+    _check(x, a, b, shape, plan)
+    if plan.blocks[0].rows == plan.rows:
+        return _product(x, a, b, shape, plan.blocks[0])
     y = x.new_zeros(x.shape[0], shape.out_total)
-    if plan.pair_rows.numel():
-        short = _pairs(x, a, b, shape, plan)
-        if plan.one_page_a_row:
-            y = short
-        else:
-            y.index_add_(0, plan.pair_rows, short)
-    for first, count, pages, scale in plan.segments:
-        y[first : first + count] = _segment(x[first : first + count], a, b, shape, pages, scale)
+    for block in plan.blocks:
+        rows = slice(block.first, block.first + block.rows)
+        y[rows] = _product(x[rows], a, b, shape, block)
     return y
 
 
-def _pairs(
+def _product(
+    x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, shape: GroupShape, block: RowBlock
+) -> torch.Tensor:
+    """[rows, sum(out)] of one block."""
+    rows, pages = block.weights.shape
+    down = a.index_select(0, block.pages).view(-1, shape.in_features)
+    h = (x @ down.T).view(rows, pages, shape.slices, PAGE_RANKS)
+    h = (h * block.weights[:, :, None, None]).transpose(1, 2)  # [rows, slices, pages, 8]
+    up = b.index_select(0, block.pages).view(pages * PAGE_RANKS, shape.out_total)
+    parts = [
+        h[:, part].reshape(rows, -1) @ columns
+        for part, columns in enumerate(up.split(shape.out_features, dim=1))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _check(
     x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, shape: GroupShape, plan: GroupPlan
-) -> torch.Tensor:
-    """Every (row, page) pair on its own: [pairs, sum(out)]."""
-    pairs = plan.pair_rows.shape[0]
-    rows = x if plan.one_page_a_row else x.index_select(0, plan.pair_rows)
-    down = a.index_select(0, plan.pair_pages).view(pairs, shape.slices * PAGE_RANKS, -1)
-    h = torch.bmm(down, rows.unsqueeze(2)).view(pairs, shape.slices, 1, PAGE_RANKS)
-    h = h * plan.pair_scale.to(h.dtype).view(pairs, 1, 1, 1)
-    up = b.index_select(0, plan.pair_pages)  # [pairs, 8, sum(out)]
-    parts = [
-        torch.bmm(h[:, j], columns) for j, columns in enumerate(up.split(shape.out_features, dim=2))
-    ]
-    return torch.cat(parts, dim=2).squeeze(1)
-
-
-def _segment(
-    x: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    shape: GroupShape,
-    pages: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
-    """Rows that share one adapter: [rows, sum(out)]."""
-    rank = pages.shape[0] * PAGE_RANKS
-    down = a.index_select(0, pages).transpose(0, 1).reshape(shape.slices, rank, -1)
-    up = b.index_select(0, pages).view(rank, -1)  # [rank, sum(out)]
-    parts = [
-        ((x @ down[j].T) * scale) @ columns
-        for j, columns in enumerate(up.split(shape.out_features, dim=1))
-    ]
-    return torch.cat(parts, dim=1)
-
-
-def _check(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, shape: GroupShape) -> None:
+) -> None:
     if x.ndim != 2 or x.shape[1] != shape.in_features:
         raise ValueError(f"x is {tuple(x.shape)}, expected [rows, {shape.in_features}]")
-    if a.shape[1:] != (shape.slices, PAGE_RANKS, shape.in_features):
+    if a.shape[0] != b.shape[0]:
+        raise ValueError(f"{a.shape[0]} A pages but {b.shape[0]} B pages")
+    if a.shape[1:] != shape.a_page:
         raise ValueError(f"A pages are {tuple(a.shape[1:])} for {shape}")
-    if b.shape[1:] != (PAGE_RANKS, shape.out_total):
+    if b.shape[1:] != shape.b_page:
         raise ValueError(f"B pages are {tuple(b.shape[1:])} for {shape}")
     if not x.dtype == a.dtype == b.dtype:
         raise ValueError(f"dtypes differ: x {x.dtype}, A {a.dtype}, B {b.dtype}")
