@@ -288,7 +288,9 @@ def _details(
 def _without_details(code: grpc.StatusCode, text: str) -> NodeError:
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            return NodeUnreachable(text, hint="is a node running there? `inference-node serve`")
+            return NodeUnreachable(
+                f"no node answers: {text}", hint="is a node running there? `inference-node serve`"
+            )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineExpired(text)
         case grpc.StatusCode.CANCELLED:

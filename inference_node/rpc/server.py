@@ -86,11 +86,11 @@ class NodeServer:
         if not stopping.done():
             await self._server.stop(0)
         await stopping
+        if self._watch is not None:
+            self._watch.cancel()
         if not await asyncio.to_thread(self._engine.drain, ENGINE_GRACE):
             _log.warning("the engine still had work after every call had ended")
         await asyncio.to_thread(self._engine.stop)
-        if self._watch is not None:
-            self._watch.cancel()
         self._servicer.close()
 
     async def _watch_engine(self) -> None:

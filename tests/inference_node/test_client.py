@@ -21,8 +21,7 @@ from inference_node.client import (
     Served,
     Stopping,
 )
-from inference_node.rpc.limits import ServerConfig
-from inference_node.rpc.server import NodeServer
+from tests.inference_node.rpc.running_node import running_node
 from tests.inference_node.rpc.scripted_engine import DIGEST, ScriptedEngine, fails, follows, hangs
 
 ADA = Served("default", "ada", "v3", 7, DIGEST)
@@ -35,24 +34,8 @@ def engine() -> ScriptedEngine:
 
 @pytest.fixture
 def address(engine: ScriptedEngine) -> Iterator[str]:
-    """A node on a thread of its own, as far from the caller as a blocking client needs."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start() -> NodeServer:
-        config = ServerConfig(listen="127.0.0.1:0", drain_delay=0, drain_seconds=2)
-        server = NodeServer(engine, config)
-        await server.start()
-        return server
-
-    server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
-    yield f"127.0.0.1:{server.port}"
-    engine.stop()
-    asyncio.run_coroutine_threadsafe(server.drain(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with running_node(engine) as address:
+        yield address
 
 
 def wait_until_cancelled(engine: ScriptedEngine, request_id: str) -> None:

@@ -1,0 +1,82 @@
+"""How commands speak: results on stdout, everything else on stderr, errors as stable codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import typer
+
+from adapter_store import errors as store
+from inference_node import errors as node
+
+OK, OTHER, USAGE, NOT_FOUND, CONDITION, DAMAGED, UNREACHABLE, EXHAUSTED, DEADLINE = range(9)
+
+_BY_REASON = {
+    node.InvalidRequest.reason: USAGE,
+    node.BadConfiguration.reason: USAGE,
+    node.UnsupportedModel.reason: USAGE,
+    node.AdapterNotFound.reason: NOT_FOUND,
+    node.AdapterIncompatible.reason: CONDITION,
+    node.StaleNode.reason: CONDITION,
+    node.RequestInFlight.reason: CONDITION,
+    node.AdapterCorrupt.reason: DAMAGED,
+    node.StoreDown.reason: UNREACHABLE,
+    node.Draining.reason: UNREACHABLE,
+    node.BaseModelUnavailable.reason: UNREACHABLE,
+    "NODE_UNREACHABLE": UNREACHABLE,
+    node.PoolFull.reason: EXHAUSTED,
+    node.QueueFull.reason: EXHAUSTED,
+    node.DeadlineExpired.reason: DEADLINE,
+}
+_BY_STORE_ERROR: dict[type[store.StoreError], int] = {
+    store.InvalidName: USAGE,
+    store.InvalidSetting: USAGE,
+    store.NotFound: NOT_FOUND,
+    store.Conflict: CONDITION,
+    store.IntegrityError: DAMAGED,
+    store.InvalidAdapter: DAMAGED,
+    store.StoreUnavailable: UNREACHABLE,
+    store.StoreRefused: UNREACHABLE,
+    store.StoreUnfit: UNREACHABLE,
+}
+
+
+def exit_code(error: node.NodeError | store.StoreError) -> int:
+    if isinstance(error, node.NodeError):
+        return _BY_REASON.get(error.reason, OTHER)
+    kinds = type(error).__mro__
+    return next((_BY_STORE_ERROR[kind] for kind in kinds if kind in _BY_STORE_ERROR), OTHER)
+
+
+def report(error: node.NodeError | store.StoreError) -> int:
+    """Say what went wrong and what to do about it; the exit code."""
+    typer.echo(f"error: {error}", err=True)
+    if error.hint:
+        say(f"hint: {error.hint}")
+    return exit_code(error)
+
+
+def error_document(error: node.NodeError) -> dict[str, Any]:
+    return {
+        "error": {
+            "reason": error.reason,
+            "message": str(error),
+            "hint": error.hint,
+            "retry_after": error.retry_after,
+            "details": error.details,
+        }
+    }
+
+
+def say(line: str) -> None:
+    """A dim line on stderr."""
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    typer.echo(typer.style(line, dim=True) if coloured else line, err=True)
+
+
+def out(value: object) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False))

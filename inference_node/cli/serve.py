@@ -1,0 +1,133 @@
+"""`inference-node serve`: wire store, engine and server together and run until told to leave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inference_node.cli.console import say
+
+if TYPE_CHECKING:
+    from adapter_store.objects import ObjectStore
+    from adapter_store.reader import Reader
+    from adapter_store.record import BaseCard
+    from adapter_store.settings import StoreSettings
+    from inference_node.cli.settings import NodeSettings
+    from inference_node.request import ModelInfo
+
+
+def serve(
+    listen: Annotated[str | None, typer.Option(help="host:port; LORAPOOL_LISTEN.")] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint folder or model id; LORAPOOL_BASE_MODEL. Default: bundled."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; LORAPOOL_DEVICE.")] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option(
+            "--insecure", help="Listen beyond loopback, in the clear; LORAPOOL_INSECURE=1."
+        ),
+    ] = None,
+) -> None:
+    """Serve the base model and every adapter of the store over gRPC.
+
+    All settings are LORAPOOL_* variables. SIGTERM drains: running answers are finished.
+    """
+    from inference_node.cli.settings import load_settings
+
+    settings = load_settings(listen=listen, insecure=insecure, base_model=base_model, device=device)
+    run(settings)
+
+
+def run(settings: NodeSettings) -> None:
+    """Raises NodeError or StoreError when it cannot start; returns once drained."""
+    import asyncio
+    import logging
+
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    server_config = settings.server_config()
+
+    from adapter_store.settings import load_settings as load_store_settings
+
+    store_settings = load_store_settings()
+    store = store_settings.open_store()
+
+    from inference_node.engine.build import build_engine
+    from inference_node.rpc.server import serve as serve_engine
+
+    say("loading the base model ...")
+    config = settings.engine_config(settings.checkpoint())
+    engine = build_engine(
+        config,
+        reader=_reader(store, settings, store_settings),
+        hints=store_settings.open_hints(),
+    )
+    _meet(store, engine.card)
+    engine.start()
+    host = server_config.listen.rpartition(":")[0]
+    asyncio.run(
+        serve_engine(
+            engine,
+            server_config,
+            on_ready=lambda port: _banner(
+                engine.info(), f"{host}:{port}" if port else server_config.listen, store_settings
+            ),
+        )
+    )
+    say("drained")
+
+
+def _reader(store: ObjectStore, settings: NodeSettings, store_settings: StoreSettings) -> Reader:
+    from adapter_store.cache import ContentCache
+    from adapter_store.reader import Reader
+    from inference_node.cli.settings import MIB
+
+    cache = None
+    if settings.cache_mb:
+        cache = ContentCache(
+            store_settings.cache_dir / "chunks", budget_bytes=settings.cache_mb * MIB
+        )
+    return Reader(store, cache=cache)
+
+
+def _meet(store: ObjectStore, card: BaseCard) -> None:
+    """Check the store and register the base there, so that publishers can check against it.
+
+    A store that breaks its promises is refused. One that is away, or only lets this node read,
+    is not: the node serves what it can, and says so.
+    """
+    from adapter_store.bases import register_base
+    from adapter_store.check import check_store
+    from adapter_store.errors import StoreRefused, StoreUnavailable
+
+    try:
+        check_store(store)
+        register_base(store, card)
+    except StoreUnavailable as error:
+        say(f"warning: the store does not answer ({error}); adapters are served once it does")
+    except StoreRefused as error:
+        say(f"warning: the store was not checked, this node may only read it ({error})")
+
+
+def _banner(info: ModelInfo, address: str, store: StoreSettings) -> None:
+    saved = 100 * (1 - info.base_bytes / info.base_bytes_bf16)
+    pool = info.pool
+    say(f"serving   {info.name} ({info.architecture}), base {info.base_fingerprint[:12]}")
+    say(f"device    {info.device}, {info.kernel}")
+    say(
+        f"base      {info.base_bytes / 2**20:.0f} MiB in 4-bit beside "
+        f"{info.base_bytes_bf16 / 2**20:.0f} MiB in bf16 ({saved:.0f} % less)"
+    )
+    say(
+        f"pool      {pool.pages_total} pages of 8 ranks in {len(info.groups)} module groups, "
+        f"rank up to {info.max_rank}"
+    )
+    say(f"store     {store.s3_endpoint or 'AWS'}, bucket {store.s3_bucket}")
+    hints = "on" if store.redis_url else "none configured: the store is polled"
+    say(f"hints     {hints}")
+    say(f"ready     {address} (gRPC: lorapool.v1, health, reflection)")

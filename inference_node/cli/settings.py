@@ -1,0 +1,125 @@
+"""Every setting of the node, read from the environment and flags in this one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inference_node.config import EngineConfig
+from inference_node.errors import BadConfiguration
+from inference_node.rpc.limits import ServerConfig
+
+PREFIX = "LORAPOOL_"
+MIB = 2**20
+_ENGINE = EngineConfig(base_model="-")
+_SERVER = ServerConfig()
+
+
+class NodeSettings(BaseSettings):
+    """`LORAPOOL_<NAME>` for each field; a flag of the same name goes before it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, env_ignore_empty=True, extra="ignore"
+    )
+
+    listen: str = _SERVER.listen
+    """host:port of the gRPC server."""
+    insecure: bool = _SERVER.insecure
+    """Listen beyond loopback although calls are neither encrypted nor authenticated."""
+    base_model: str = ""
+    """A transformers checkpoint folder or model id; empty for the bundled SmolLM2."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    linears: Literal["auto", "nf4", "dense"] = "auto"
+    """`nf4`: bitsandbytes' kernel. `dense`: the same 4-bit values dequantised once."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    pool_mb: int = Field(default=_ENGINE.pool_bytes // MIB, ge=1)
+    """Device memory for adapters, MiB."""
+    host_mb: int = Field(default=_ENGINE.host_bytes // MIB, ge=0)
+    """Host memory for verified adapters, MiB."""
+    cache_mb: int = Field(default=2048, ge=0)
+    """Disk for verified chunks, MiB; 0 keeps none."""
+    kv_tokens: int = Field(default=_ENGINE.kv_tokens, ge=1)
+    """Tokens of KV cache shared by all running requests."""
+    max_rows: int = Field(default=_ENGINE.max_rows, ge=1)
+    """Requests decoded in one step."""
+    step_tokens: int = Field(default=_ENGINE.step_tokens, ge=1)
+    """Tokens in one step, prompt chunks included."""
+    max_context: int = Field(default=_ENGINE.max_context, ge=2)
+    max_queue: int = Field(default=_ENGINE.max_queue, ge=1)
+    max_rank: int = Field(default=_ENGINE.max_rank, ge=1, le=64)
+    fetch_threads: int = Field(default=_ENGINE.fetch_threads, ge=1)
+    poll_seconds: float = Field(default=_ENGINE.poll_seconds, gt=0)
+    poll_seconds_without_hints: float = Field(default=_ENGINE.poll_seconds_without_hints, gt=0)
+    max_staleness: float = Field(default=_ENGINE.max_staleness, ge=0)
+    max_request_seconds: float = Field(default=_SERVER.max_request_seconds, gt=0)
+    drain_delay: float = Field(default=_SERVER.drain_delay, ge=0)
+    """Seconds between NOT_SERVING and refusing calls."""
+    drain_seconds: float = Field(default=_SERVER.drain_seconds, ge=0)
+    """Seconds that running calls get after that."""
+    reflection: bool = _SERVER.reflection
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    def engine_config(self, base_model: str) -> EngineConfig:
+        """Raises BadConfiguration when settings contradict each other."""
+        return EngineConfig(
+            base_model=base_model,
+            device=self.device,
+            linears=self.linears,
+            dtype=self.dtype,
+            pool_bytes=self.pool_mb * MIB,
+            host_bytes=self.host_mb * MIB,
+            kv_tokens=self.kv_tokens,
+            max_rows=self.max_rows,
+            step_tokens=self.step_tokens,
+            max_context=self.max_context,
+            max_queue=self.max_queue,
+            max_rank=self.max_rank,
+            fetch_threads=self.fetch_threads,
+            poll_seconds=self.poll_seconds,
+            poll_seconds_without_hints=self.poll_seconds_without_hints,
+            max_staleness=self.max_staleness,
+        )
+
+    def server_config(self) -> ServerConfig:
+        """Raises BadConfiguration for an address that others reach without `insecure`."""
+        return ServerConfig(
+            listen=self.listen,
+            insecure=self.insecure,
+            max_request_seconds=self.max_request_seconds,
+            drain_delay=self.drain_delay,
+            drain_seconds=self.drain_seconds,
+            reflection=self.reflection,
+        )
+
+    def checkpoint(self) -> str:
+        """The base model's folder or id; makes the bundled one first when it is the one."""
+        if self.base_model:
+            return self.base_model
+        from inference_node.model.default_base import ensure_default_base
+
+        folder: Path = ensure_default_base()
+        return str(folder)
+
+
+def load_settings(
+    *,
+    listen: str | None = None,
+    insecure: bool | None = None,
+    base_model: str | None = None,
+    device: str | None = None,
+) -> NodeSettings:
+    """Flags first, then the environment. Raises BadConfiguration naming the variable."""
+    flags = {"listen": listen, "insecure": insecure, "base_model": base_model, "device": device}
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return NodeSettings(**given)
+    except ValidationError as error:
+        raise BadConfiguration(
+            "; ".join(
+                f"{PREFIX}{str(fault['loc'][0]).upper()}={fault['input']!r}: {fault['msg']}"
+                for fault in error.errors()
+            )
+        ) from None

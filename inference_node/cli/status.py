@@ -1,0 +1,57 @@
+"""`inference-node status`: what a node serves and how much room it has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inference_node.cli.console import UNREACHABLE, out
+
+if TYPE_CHECKING:
+    from inference_node.request import ModelInfo
+
+
+def status(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only the exit code: 0 when the node is ready, else 6.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    address: Annotated[
+        str, typer.Option(envvar="LORAPOOL_LISTEN", help="The node.")
+    ] = "127.0.0.1:50051",
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds.")] = 5.0,
+) -> None:
+    """Ask a node what it serves; `--check` is a probe for containers and scripts."""
+    from dataclasses import asdict
+
+    from inference_node.client import Client
+
+    with Client(address) as client:
+        ready = client.ready(timeout=timeout)
+        if not check:
+            info = client.model_info(timeout=timeout)
+            if as_json:
+                out({"ready": ready} | asdict(info))
+            else:
+                _print(info, ready=ready)
+    if not ready:
+        raise typer.Exit(UNREACHABLE)
+
+
+def _print(info: ModelInfo, *, ready: bool) -> None:
+    pool = info.pool
+    lines = {
+        "ready": "yes" if ready else "no",
+        "base": f"{info.name} ({info.architecture})",
+        "fingerprint": info.base_fingerprint,
+        "device": f"{info.device}, {info.kernel}",
+        "memory": f"{info.base_bytes / 2**20:.0f} MiB in 4-bit, "
+        f"{info.base_bytes_bf16 / 2**20:.0f} MiB in bf16",
+        "context": f"{info.max_context} tokens",
+        "pool": f"{pool.pages_free} of {pool.pages_total} pages free, "
+        f"{pool.resident} adapter versions resident, {pool.leases} leases",
+        "requests": f"{info.running} running, {info.waiting} waiting",
+    }
+    for name, value in lines.items():
+        typer.echo(f"{name:<12} {value}")

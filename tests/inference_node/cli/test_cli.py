@@ -1,0 +1,196 @@
+"""Commands against a real server over a scripted engine: output, streams, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from inference_node import errors
+from inference_node.cli import main
+from tests.inference_node.rpc.running_node import running_node
+from tests.inference_node.rpc.scripted_engine import DIGEST, ScriptedEngine, fails
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def address(engine: ScriptedEngine) -> Iterator[str]:
+    with running_node(engine) as address:
+        yield address
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The program as the shell would call it."""
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["inference-node", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        code = left.value.code
+        return Ran(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+def test_an_answer_is_on_stdout_and_who_gave_it_on_stderr(
+    run: Run, address: str, engine: ScriptedEngine
+) -> None:
+    ran = run("generate", "hi", "-a", "ada@v3", "--address", address, "--stop", "X", "--seed", "5")
+    assert (ran.code, ran.out) == (0, "hello wörld\n")
+    assert f"ada@v3 generation 7 sha256:{DIGEST[:12]}" in ran.err
+    assert "first token" in ran.err
+    assert "tokens/s" in ran.err
+    request = engine.submitted[0]
+    assert request.prompt == tuple(b"<user>hi")
+    assert (request.adapter, request.stopping.stop, request.sampling.seed) == ("ada@v3", ("X",), 5)
+
+
+def test_a_raw_prompt_from_stdin_goes_as_it_is(
+    run: Run, address: str, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("once"))
+    ran = run("generate", "-", "--raw", "--address", address, "--max-new-tokens", "4")
+    assert ran.code == 0
+    assert "base model" in ran.err
+    assert engine.submitted[0].prompt == tuple(b"once")
+    assert engine.submitted[0].stopping.max_new_tokens == 4
+
+
+def test_json_is_one_object_with_everything(run: Run, address: str) -> None:
+    ran = run("generate", "hi", "-a", "ada", "--json", "--address", address)
+    answer = json.loads(ran.out)
+    assert answer["text"] == "hello wörld"
+    assert answer["finish_reason"] == "stop"
+    assert answer["served"]["digest"] == DIGEST
+    assert answer["usage"]["completion_tokens"] == 2
+
+
+CODES = [
+    (errors.AdapterNotFound("x"), 3),
+    (errors.StaleNode("x"), 4),
+    (errors.AdapterIncompatible("x"), 4),
+    (errors.AdapterCorrupt("x"), 5),
+    (errors.QueueFull("x"), 7),
+    (errors.PoolFull("x"), 7),
+    (errors.DeadlineExpired("x"), 8),
+    (errors.ModelFailure("x"), 1),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), CODES, ids=[type(e).__name__ for e, _ in CODES])
+def test_an_error_has_a_line_and_a_stable_exit_code(
+    run: Run, address: str, engine: ScriptedEngine, error: errors.NodeError, code: int
+) -> None:
+    engine.script = fails(error)
+    ran = run("generate", "hi", "--address", address)
+    assert (ran.code, ran.err.splitlines()[0]) == (code, "error: x")
+    ran = run("generate", "hi", "--json", "--address", address)
+    assert ran.code == code
+    assert json.loads(ran.out)["error"]["reason"] == error.reason
+
+
+def test_a_bad_request_and_bad_usage_are_usage_errors(run: Run, address: str) -> None:
+    assert run("generate", "hi", "-a", "../x", "--address", address).code == 2
+    assert run("generate").code == 2
+    assert run("generate", "hi", "--max-new-tokens", "0").code == 2
+
+
+def test_no_node_is_its_own_exit_code(run: Run) -> None:
+    ran = run("generate", "hi", "--address", "127.0.0.1:1")
+    assert ran.code == 6
+    assert "inference-node serve" in ran.err
+    assert run("status", "--check", "--address", "127.0.0.1:1").code == 6
+
+
+def test_status_tells_what_is_served(run: Run, address: str) -> None:
+    ran = run("status", "--address", address)
+    assert ran.code == 0
+    assert "7 of 8 pages free" in ran.out
+    told = json.loads(run("status", "--json", "--address", address).out)
+    assert (told["ready"], told["name"], told["pool"]["pages_free"]) == (True, "scripted", 7)
+
+
+def test_a_check_prints_nothing(run: Run, address: str) -> None:
+    assert run("status", "--check", "--address", address) == Ran(0, "", "")
+
+
+def test_serving_beyond_loopback_is_refused_before_anything_is_loaded(run: Run) -> None:
+    ran = run("serve", "--listen", "0.0.0.0:50051")
+    assert ran.code == 2
+    assert "LORAPOOL_INSECURE" in ran.err
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['inference-node', 'generate', '--help']\n"
+        "from inference_node.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'grpc', 'transformers', 'pydantic_settings', 'boto3', 'redis', 'numpy'}\n"
+        "sys.exit(f'{heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--min-generation" in done.stdout
+
+
+SERVE = """
+import asyncio
+from inference_node.rpc.limits import ServerConfig
+from inference_node.rpc.server import serve
+from tests.inference_node.rpc.scripted_engine import ScriptedEngine, hangs
+config = ServerConfig(listen="127.0.0.1:0", drain_delay={delay}, drain_seconds={drain})
+asyncio.run(serve(ScriptedEngine(hangs), config, lambda port: print(port, flush=True)))
+"""
+
+
+@pytest.mark.parametrize(("signals", "delay", "drain"), [(1, 0, 0.2), (2, 60, 60)])
+def test_a_signal_drains_and_exits_0_and_a_second_one_hurries(
+    signals: int, delay: float, drain: float
+) -> None:
+    from inference_node.client import Client, NodeUnreachable
+
+    node = subprocess.Popen(
+        [sys.executable, "-c", SERVE.format(delay=delay, drain=drain)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert node.stdout is not None
+    with node, Client(f"127.0.0.1:{int(node.stdout.readline())}") as client:
+        stream = client.stream("hi")
+        assert next(iter(stream)) == "one "
+        node.terminate()
+        if signals == 2:
+            while client.ready():
+                pass
+            node.terminate()
+        assert node.wait(20) == 0
+        with pytest.raises(NodeUnreachable):
+            _ = stream.result

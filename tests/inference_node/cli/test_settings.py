@@ -1,0 +1,62 @@
+"""Settings come from one prefix, and a malformed one is refused by its name."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference_node.cli.settings import load_settings
+from inference_node.config import EngineConfig
+from inference_node.errors import BadConfiguration
+from inference_node.rpc.limits import ServerConfig
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LISTEN", "INSECURE", "BASE_MODEL", "DEVICE", "POOL_MB", "KV_TOKENS"):
+        monkeypatch.delenv(f"LORAPOOL_{name}", raising=False)
+
+
+def test_nothing_set_gives_the_engines_and_the_servers_own_defaults() -> None:
+    settings = load_settings()
+    assert settings.engine_config("m") == EngineConfig(base_model="m")
+    assert settings.server_config() == ServerConfig()
+
+
+def test_variables_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAPOOL_POOL_MB", "64")
+    monkeypatch.setenv("LORAPOOL_KV_TOKENS", "4096")
+    monkeypatch.setenv("LORAPOOL_LINEARS", "dense")
+    monkeypatch.setenv("LORAPOOL_INSECURE", "1")
+    monkeypatch.setenv("LORAPOOL_LISTEN", "0.0.0.0:1")
+    settings = load_settings()
+    config = settings.engine_config("m")
+    assert (config.pool_bytes, config.kv_tokens, config.linears) == (64 * 2**20, 4096, "dense")
+    assert settings.server_config().listen == "0.0.0.0:1"
+
+
+def test_a_flag_goes_before_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAPOOL_DEVICE", "cuda")
+    assert load_settings(device="cpu").device == "cpu"
+    assert load_settings().device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("POOL_MB", "lots"), ("POOL_MB", "0"), ("DEVICE", "tpu"), ("DRAIN_SECONDS", "-1")],
+)
+def test_a_malformed_value_is_refused_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"LORAPOOL_{name}", value)
+    with pytest.raises(BadConfiguration, match=f"LORAPOOL_{name}"):
+        load_settings()
+
+
+def test_settings_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAPOOL_STEP_TOKENS", "8")
+    with pytest.raises(BadConfiguration, match="step_tokens"):
+        load_settings().engine_config("m")
+
+
+def test_a_named_base_model_is_taken_as_it_is() -> None:
+    assert load_settings(base_model="/models/x").checkpoint() == "/models/x"
