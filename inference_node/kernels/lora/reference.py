@@ -51,11 +51,14 @@ def _check(
 ) -> None:
     if x.ndim != 2 or x.shape[1] != shape.in_features:
         raise ValueError(f"x is {tuple(x.shape)}, expected [rows, {shape.in_features}]")
+    if x.shape[0] != plan.rows:
+        raise ValueError(f"x has {x.shape[0]} rows, the plan has {plan.rows} rows")
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"{a.shape[0]} A pages but {b.shape[0]} B pages")
     if a.shape[1:] != shape.a_page:
         raise ValueError(f"A pages are {tuple(a.shape[1:])} for {shape}")
     if b.shape[1:] != shape.b_page:
         raise ValueError(f"B pages are {tuple(b.shape[1:])} for {shape}")
-    if not x.dtype == a.dtype == b.dtype:
-        raise ValueError(f"dtypes differ: x {x.dtype}, A {a.dtype}, B {b.dtype}")
+    dtypes = {x.dtype, a.dtype, b.dtype, *(block.weights.dtype for block in plan.blocks)}
+    if len(dtypes) != 1:
+        raise ValueError(f"dtypes differ among x, A, B and the weights: {dtypes}")
