@@ -150,7 +150,7 @@ def test_help_waits_for_nothing_heavy() -> None:
         "from inference_node.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'grpc', 'transformers', 'pydantic_settings', 'boto3', 'redis', 'numpy'}\n"
+        "heavy = {'torch', 'grpc', 'transformers', 'pydantic_settings', 'boto3', 'redis'}\n"
         "sys.exit(f'{heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)\n"
     )
     done = subprocess.run(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from inference_node.request import Completed, Delta, Event, Request, Started
 from inference_node.rpc.mailbox import Mailbox
 from tests.inference_node.rpc.scripted_engine import completed, served
@@ -26,9 +28,9 @@ def post_everything(mailbox: Mailbox, tokens: int) -> None:
     mailbox.post(completed(REQUEST, tokens))
 
 
-async def test_what_nobody_has_read_is_one_delta_however_much_it_is() -> None:
+async def three_events_wait(kind: type[Mailbox]) -> None:
     ended = asyncio.Event()
-    mailbox = Mailbox(on_last=ended.set)
+    mailbox = kind(on_last=ended.set)
     thread = threading.Thread(target=post_everything, args=(mailbox, 5000))
     thread.start()
     thread.join()
@@ -38,15 +40,19 @@ async def test_what_nobody_has_read_is_one_delta_however_much_it_is() -> None:
     await asyncio.wait_for(ended.wait(), 5)
 
 
-async def test_a_mailbox_that_kept_every_delta_apart_would_be_caught() -> None:
-    class Hoarding(Mailbox):
-        def post(self, event: Event) -> None:
-            self.kept = [*getattr(self, "kept", []), event]
-            super().post(event)
+async def test_what_nobody_has_read_is_one_delta_however_much_it_is() -> None:
+    await three_events_wait(Mailbox)
 
-    mailbox = Hoarding(on_last=lambda: None)
-    post_everything(mailbox, 50)
-    assert len(mailbox.kept) > len(await read_all(mailbox))
+
+async def test_a_mailbox_that_kept_every_delta_apart_would_be_caught() -> None:
+    class Unjoined(Mailbox):
+        def _take(self) -> Event | None:
+            if self._started is None and self._token_ids:
+                return Delta(self._texts.pop(0), (self._token_ids.pop(0),))
+            return super()._take()
+
+    with pytest.raises(AssertionError, match="Delta"):
+        await three_events_wait(Unjoined)
 
 
 async def test_text_read_while_it_is_written_arrives_whole_and_in_order() -> None:
