@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TypeVar
 
-from adapter_store.errors import OutcomeUnknown, StoreUnavailable
+from adapter_store.errors import AlreadyExists, OutcomeUnknown, StoreUnavailable
 from adapter_store.objects import ListPage, ObjectHead, ObjectStore
 
 _T = TypeVar("_T")
@@ -118,6 +118,21 @@ class FaultyStore:
         raise StoreUnavailable("no answer")
 
 
+class RacingStore(FaultyStore):
+    """Lets `act` happen once, right before the first `put_new` of a key with `at` in it."""
+
+    def __init__(self, store: ObjectStore, act: Callable[[], object], *, at: str = "/log/") -> None:
+        super().__init__(store)
+        self._act: Callable[[], object] | None = act
+        self._where = at
+
+    def put_new(self, key: str, body: bytes) -> None:
+        if self._act is not None and self._where in key:
+            act, self._act = self._act, None
+            act()
+        super().put_new(key, body)
+
+
 class OverwritingStore:
     """The seeded bug of a store that ignores `If-None-Match`: the last writer wins."""
 
@@ -128,9 +143,13 @@ class OverwritingStore:
         return self._store.get(key)
 
     def put_new(self, key: str, body: bytes) -> None:
-        if "/log/" in key:
+        while "/log/" in key:
             self._store.delete(key)
-        self._store.put_new(key, body)
+            try:
+                return self._store.put_new(key, body)
+            except AlreadyExists:
+                continue
+        return self._store.put_new(key, body)
 
     def head(self, key: str) -> ObjectHead:
         return self._store.head(key)

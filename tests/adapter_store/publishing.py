@@ -60,7 +60,7 @@ def publish(store: ObjectStore, seed: int, **options: Any) -> Published:
     return publisher(store).publish(TENANT, ADAPTER, adapter(seed), **options)
 
 
-def served_seed(store: ObjectStore, seeds: Iterable[int] = range(10), **reader: Any) -> int:
+def served_seed(store: ObjectStore, seeds: Iterable[int] = range(12), **reader: Any) -> int:
     """Which of `seeds` a fresh reader gets, every byte and every tensor checked."""
     found = Reader(store, **reader).resolve(REF)
     files = Reader(store, **reader).fetch(TENANT, found.version, adapter=ADAPTER)
@@ -111,3 +111,7 @@ def broken_promises(
     broken += [f"{txid} failed and is in the log" for txid in failed_txids if txid in txids]
     broken += [f"{txid} committed twice" for txid in set(txids) if txids.count(txid) > 1]
     return broken
+
+
+def keys(store: ObjectStore, folder: str) -> tuple[str, ...]:
+    return store.list(f"v1/t/{TENANT}/{folder}/").keys

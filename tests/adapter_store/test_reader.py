@@ -162,6 +162,33 @@ def test_a_record_that_is_no_record_is_refused(store: MemoryStore, body: bytes) 
         Reader(store).head(TENANT, ADAPTER)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"fence":1', b'"fence":"1"'),
+        (b'"attempt":1', b'"attempt":true'),
+        (b'"label":"v1"', b'"label":1'),
+        (b'"offset":0', b'"offset":"0"'),
+        (b'"offset":0', b'"offset":null'),
+        (b'"versions":[{', b'"versions":[1,{'),
+        (b'"split":[]', b'"split":[{"version":null,"weight":1}]'),
+        (b'"kind":"publish"', b'"kind":"other"'),
+        (b'"format":1', b'"format":2'),
+    ],
+)
+def test_a_record_with_a_value_of_the_wrong_type_is_refused(
+    store: MemoryStore, old: bytes, new: bytes
+) -> None:
+    publish(store, 1)
+    key = log_key(TENANT, ADAPTER, 1)
+    body = store.get(key)
+    assert old in body
+    store.delete(key)
+    store.put_new(key, body.replace(old, new))
+    with pytest.raises(IntegrityError):
+        Reader(store).head(TENANT, ADAPTER)
+
+
 def test_a_pinned_version_resolves_cold_with_at_most_three_requests(store: MemoryStore) -> None:
     first = publish(store, 1, label="first")
     for seed in range(2, 6):
