@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 
 from adapter_store.coordination import Hint
-from adapter_store.errors import NotFound, StoreError
+from adapter_store.errors import IntegrityError, NotFound, StoreError
 from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
 from adapter_store.record import VersionRef
@@ -314,8 +314,13 @@ class Watcher:
             self._thread.join()
 
     def watch(self, names: Iterable[tuple[str, str, int]]) -> None:
-        """What is served now, with the generation served. Replaces what was watched."""
+        """What is served now, with the generation served. Replaces what was watched.
+
+        A name that is new here is looked at soon: its log may have grown while it was loading.
+        """
+        before = self._names
         self._names = {(tenant, adapter): gen for tenant, adapter, gen in names}
+        self._checked = {name: at for name, at in self._checked.items() if name in before}
 
     def checked_at(self, tenant: str, adapter: str) -> float | None:
         """When this name was last found current, on the watcher's clock."""
@@ -351,9 +356,14 @@ class Watcher:
     def _look(self, name: tuple[str, str]) -> None:
         try:
             self._loader.look(*name, self._names.get(name, 0))
-        except StoreError:
-            return
-        self.note_checked(*name)
+        except IntegrityError as error:
+            log.warning("the log of %s is damaged, what is resident keeps serving: %s", name, error)
+        except StoreError as error:
+            log.debug("cannot look at %s: %s", name, error)
+        except Exception:
+            log.exception("looking at %s failed", name)
+        else:
+            self.note_checked(*name)
 
 
 def _target(tenant: str, adapter: str, gen: int, version: VersionRef) -> Target:
