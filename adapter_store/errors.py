@@ -65,9 +65,13 @@ class IntegrityError(StoreError):
 class InvalidAdapter(StoreError):
     """The content is not a servable LoRA adapter."""
 
+    hint = "save it again with peft's save_pretrained, and copy the folder whole"
+
 
 class Incompatible(InvalidAdapter):
     """The adapter is well formed but does not fit the base model."""
+
+    hint = "name the base it was trained for: adapter-store base ls, then push --base <fingerprint>"
 
 
 class LockLost(StoreError):

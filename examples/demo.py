@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,10 @@ from rich.panel import Panel
 from rich.rule import Rule
 from rich.text import Text
 
+from adapter_store.bases import list_bases
 from adapter_store.embedded import EmbeddedStack
-from adapter_store.record import decode_base_card
+from adapter_store.record import BaseCard
+from adapter_store.s3 import open_s3
 from inference_node.client import Answer, AsyncClient, Message
 from inference_node.errors import NodeError
 from inference_node.request import ModelInfo, Served, Stopping
@@ -141,9 +144,20 @@ def running_stack(state: Path) -> Iterator[tuple[EmbeddedStack, Shell, str]]:
         yield stack, shell, address
 
 
-def free_port() -> int:
-    import socket
+def base_card(stack: EmbeddedStack) -> BaseCard:
+    """The card of the base, which the node registered when it started."""
+    found = stack.endpoints
+    store = open_s3(
+        endpoint=found.s3_endpoint,
+        bucket=found.s3_bucket,
+        region=found.s3_region,
+        access_key=found.s3_access_key,
+        secret_key=found.s3_secret_key,
+    )
+    return list_bases(store)[0]
 
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -193,7 +207,7 @@ async def swap_mid_stream(client: AsyncClient, shell: Shell) -> None:
     stream = client.stream(
         [Message("user", LONG_QUESTION)],
         adapter="pirate",
-        stopping=Stopping(max_new_tokens=700, ignore_eos=True),
+        stopping=Stopping(max_new_tokens=400, ignore_eos=True),
     )
     pieces: list[str] = []
     published: asyncio.Future[int] | None = None
@@ -209,7 +223,8 @@ async def swap_mid_stream(client: AsyncClient, shell: Shell) -> None:
     assert published is not None
     generation = await published
     result = stream.result
-    console.print(f"  [dim]… {''.join(pieces)[:160].strip()!r} …[/]")
+    story = "".join(pieces).strip().splitlines()[0]
+    console.print(f"  [dim]“{story} …”  {result.usage.completion_tokens} tokens[/]")
     console.print(f"  the stream ended on [bold]{version_of(result.served)}[/]")
     expect(0 < published_at < len(pieces), "version 2 was published while the stream ran")
     expect(result.served.version == "v1", "the running stream stayed on version 1 to its end")
@@ -229,46 +244,46 @@ async def roll_back(client: AsyncClient, shell: Shell) -> None:
     )
 
 
-async def refuse(client: AsyncClient, shell: Shell, scratch: Path, card: bytes) -> None:
+async def refuse(client: AsyncClient, shell: Shell, scratch: Path, card: BaseCard) -> None:
     """What must not be served is a typed error, and nobody else notices."""
+    tokens = 300
     beside = asyncio.ensure_future(
         client.generate(
             [Message("user", LONG_QUESTION)],
             adapter="poet",
-            stopping=Stopping(max_new_tokens=400, ignore_eos=True),
+            stopping=Stopping(max_new_tokens=tokens, ignore_eos=True),
         )
     )
-    console.print("[dim]a 400-token answer of the poet runs beside all of this[/]\n")
+    console.print(f"[dim]a {tokens}-token answer of the poet runs beside all of this[/]\n")
     await refused(client, "nobody", "ADAPTER_NOT_FOUND")
 
-    other = replace(decode_base_card(card), fingerprint="0" * 64, name="another base")
+    push = ("adapter-store", "push")
     other_card = scratch / "other-base.json"
-    other_card.write_bytes(other.encode())
-    await asyncio.to_thread(
-        shell.run,
-        *("adapter-store", "push", str(PERSONAS / "chef" / "v1")),
-        *("--name", "stranger", "--base-card", str(other_card)),
-    )
+    other_card.write_bytes(replace(card, fingerprint="0" * 64, name="another base").encode())
+    trained_for_another = (str(PERSONAS / "chef" / "v1"), "--base-card", str(other_card))
+    await asyncio.to_thread(shell.run, *push, *trained_for_another, "--name", "stranger")
     await refused(client, "stranger", "ADAPTER_INCOMPATIBLE")
 
     corrupt = scratch / "corrupt"
     shutil.copytree(PERSONAS / "chef" / "v1", corrupt)
     weights = corrupt / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    push = ("adapter-store", "push")
-    await asyncio.to_thread(shell.run, *push, str(corrupt), "--name", "chef", ok=(5,))
+    our_card = scratch / "base.json"
+    our_card.write_bytes(card.encode())
+    to_chef = ("--name", "chef", "--base-card", str(our_card))
+    await asyncio.to_thread(shell.run, *push, str(corrupt), *to_chef, ok=(5,))
     console.print("  [green]✓[/] a corrupted safetensors file is refused at the door\n")
 
     pickled = scratch / "pickled"
     shutil.copytree(PERSONAS / "chef" / "v1", pickled)
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
-    await asyncio.to_thread(shell.run, *push, str(pickled), "--name", "chef", ok=(5,))
+    await asyncio.to_thread(shell.run, *push, str(pickled), *to_chef, ok=(5,))
     console.print("  [green]✓[/] a pickle file is refused, whatever is in it\n")
 
     answer = await beside
     expect(
-        answer.usage.completion_tokens == 400 and answer.served.adapter == "poet",
-        "the poet answered all 400 tokens meanwhile",
+        answer.usage.completion_tokens == tokens and answer.served.adapter == "poet",
+        f"the poet's {tokens} tokens all came, undisturbed",
     )
 
 
@@ -305,9 +320,6 @@ async def tour(stack: EmbeddedStack, shell: Shell, address: str, scratch: Path) 
         )
 
         step(2, "Three personas are published")
-        card = shell.quiet("inference-node", "base-card").encode()
-        (scratch / "base.json").write_bytes(card)
-        shell.run("adapter-store", "base", "add", str(scratch / "base.json"))
         for name in ("pirate", "poet", "chef"):
             shell.publish(PERSONAS / name / "v1", name, "v1")
 
@@ -321,7 +333,7 @@ async def tour(stack: EmbeddedStack, shell: Shell, address: str, scratch: Path) 
         await roll_back(client, shell)
 
         step(6, "Refusals, while others are served")
-        await refuse(client, shell, scratch, card)
+        await refuse(client, shell, scratch, base_card(stack))
     finally:
         await client.close()
 
