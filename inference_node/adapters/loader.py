@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -300,6 +300,7 @@ class Watcher:
         self._slow, self._fast = poll_seconds, poll_seconds_without_hints
         self._clock = clock
         self._names: dict[tuple[str, str], int] = {}
+        # Engine and watcher both write here: entry by entry, so neither loses what the other notes.
         self._checked: dict[tuple[str, str], float] = {}
         self._gaps = 0
         self._stop = threading.Event()
@@ -320,7 +321,7 @@ class Watcher:
         """
         before = self._names
         self._names = {(tenant, adapter): gen for tenant, adapter, gen in names}
-        self._checked = {name: at for name, at in self._checked.items() if name in before}
+        self._forget_checks_except(before)
 
     def checked_at(self, tenant: str, adapter: str) -> float | None:
         """When this name was last found current, on the watcher's clock."""
@@ -348,10 +349,15 @@ class Watcher:
         hinted = {(hint.tenant, hint.adapter) for hint in hints}
         period = self._slow if self._hints is not None and self._hints.healthy else self._fast
         before = self._clock() - period
-        self._checked = {name: at for name, at in self._checked.items() if name in names}
+        self._forget_checks_except(names)
         return [
             name for name in names if name in hinted or self._checked.get(name, before) <= before
         ]
+
+    def _forget_checks_except(self, names: Container[tuple[str, str]]) -> None:
+        for name in list(self._checked):
+            if name not in names:
+                self._checked.pop(name, None)
 
     def _look(self, name: tuple[str, str]) -> None:
         try:
