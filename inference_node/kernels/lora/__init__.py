@@ -12,7 +12,7 @@ S-LoRA's paged pool (arXiv 2311.03285).
 """
 
 from inference_node.kernels.lora.contract import (
-    BLOCK_ROWS,
+    BLOCK_WORK,
     PAGE_RANKS,
     GroupPool,
     GroupShape,
@@ -23,7 +23,7 @@ from inference_node.kernels.lora.modules import ModuleGroup, ModuleMap
 from inference_node.kernels.lora.reference import lora_delta
 
 __all__ = [
-    "BLOCK_ROWS",
+    "BLOCK_WORK",
     "PAGE_RANKS",
     "GroupPool",
     "GroupShape",

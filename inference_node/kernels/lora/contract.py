@@ -10,9 +10,9 @@ import torch
 
 PAGE_RANKS = 8
 """Ranks one page holds."""
-BLOCK_ROWS = 16
-"""Rows that share one product: every row meets every page of its block, most of them with weight
-zero, which is cheaper than a product a row while a block is small."""
+BLOCK_WORK = 512
+"""Rows times pages of one block. In a block every row meets every page, most of them with weight
+zero: cheaper than a product a row while a block is small, dearer when it is large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +117,18 @@ _Segment = tuple[int, int, SlotPages | None]
 
 
 def _batches(segments: Sequence[_Segment]) -> list[list[_Segment]]:
-    """Long segments alone, short ones together, in row order."""
+    """Neighbours together, in row order, while their block stays within BLOCK_WORK."""
     batches: list[list[_Segment]] = []
-    filled = BLOCK_ROWS
+    rows = pages = 0
     for segment in segments:
-        count = segment[1]
-        if filled + count > BLOCK_ROWS:
+        _, count, slot = segment
+        more = max(map(len, slot.pages)) if slot is not None else 0
+        if not batches or (rows + count) * (pages + more) > BLOCK_WORK:
             batches.append([])
-            filled = 0
+            rows = pages = 0
         batches[-1].append(segment)
-        filled += count
+        rows += count
+        pages += more
     return batches
 
 

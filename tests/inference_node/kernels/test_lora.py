@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from inference_node.kernels.lora import (
-    BLOCK_ROWS,
     PAGE_RANKS,
     GroupShape,
     LoraPlan,
@@ -22,6 +21,8 @@ from inference_node.kernels.lora.contract import GroupPlan
 SHAPES = (GroupShape(24, (16, 8, 8)), GroupShape(40, (24,)))
 """Two groups: siblings of unequal widths, and a linear on its own."""
 PAGES = 64
+ROWS = 16
+"""Rows that share a block with others, and a prompt long enough to fill one."""
 RANKS = (1, 2, 3, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 48, 63, 64)
 CPU = torch.device("cpu")
 
@@ -131,10 +132,10 @@ def test_every_rank_gives_its_own_product_for_single_rows_and_long_segments(
     pool = Pool(rank)
     adapter = pool.add(rank)
     pool.run([(1, adapter)] * 3, group)
-    pool.run([(1, adapter), (BLOCK_ROWS + 3, adapter), (1, None)], group)
+    pool.run([(1, adapter), (ROWS + 3, adapter), (1, None)], group)
 
 
-@pytest.mark.parametrize("length", [1, 2, BLOCK_ROWS - 1, BLOCK_ROWS, 33])
+@pytest.mark.parametrize("length", [1, 2, ROWS - 1, ROWS, 33])
 def test_a_segment_of_any_length_equals_the_loop(length: int) -> None:
     pool = Pool(length)
     pool.run([(1, pool.add(3)), (length, pool.add(12)), (length, None)], 0)
@@ -232,7 +233,7 @@ def test_control_a_page_that_was_never_written_is_seen() -> None:
 def test_a_row_that_is_not_finite_leaves_its_neighbours_alone() -> None:
     pool = Pool()
     slot, other = pool.add(12).slot, pool.add(5).slot
-    plan = plan_of((1, slot), (1, other), (2, slot), (9, other), (1, None), (BLOCK_ROWS, slot))
+    plan = plan_of((1, slot), (1, other), (2, slot), (9, other), (1, None), (ROWS, slot))
     x = pool.normal(plan.rows, SHAPES[0].in_features)
     clean = lora_delta(x, pool.a[0], pool.b[0], SHAPES[0], plan)
     x[1] = torch.nan
@@ -243,7 +244,7 @@ def test_a_row_that_is_not_finite_leaves_its_neighbours_alone() -> None:
     assert not found[[1, 4]].isfinite().any()
 
 
-@pytest.mark.parametrize("length", [1, BLOCK_ROWS + 1])
+@pytest.mark.parametrize("length", [1, ROWS + 1])
 def test_bfloat16_pools_give_bfloat16_near_the_float32_product(length: int) -> None:
     pool = Pool()
     slot = pool.add(12, scale=1.3).slot
@@ -330,7 +331,7 @@ def test_b_pages_of_another_shape_or_dtype_are_refused(
         call(b=torch.zeros(shape, dtype=dtype))
 
 
-@pytest.mark.parametrize("rows", [1, 3, BLOCK_ROWS, BLOCK_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 3, ROWS, ROWS + 1])
 def test_a_plan_made_for_another_number_of_rows_is_refused(rows: int) -> None:
     with pytest.raises(ValueError, match="rows"):
         call(rows=rows)
