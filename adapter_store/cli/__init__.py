@@ -2,8 +2,8 @@
 
 Exit codes: 0 done, 1 anything else, 2 usage or a bad setting, 3 not found, 4 conflict with another
 publisher, 5 not a servable adapter or damaged content, 6 the store does not answer or refuses,
-7 nobody knows whether the publish landed. With --json, results and errors are one JSON document on
-stdout; everything for people goes to stderr.
+7 nobody knows whether the publish landed, 130 interrupted. With --json, results and errors are one
+JSON document on stdout, as docs/cli-json describes them; everything for people goes to stderr.
 
 Commands import what they need when they run: `--help` must not wait for boto3 or numpy.
 """
@@ -12,53 +12,136 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from typing import Annotated
 
 import typer
 
-from adapter_store.cli import bases, change, look
-from adapter_store.cli.console import OTHER, report, report_unexpected
-from adapter_store.errors import StoreError
+from adapter_store.cli import bases, change, look, push, store, verify
+from adapter_store.cli.console import complain, complain_as_json, tell
+from adapter_store.cli.outcome import INTERRUPTED, OTHER, USAGE, Interrupted, exit_code
+from adapter_store.errors import OutcomeUnknown, StoreError
 
-EXAMPLES = """
+PROGRAM = "adapter-store"
+DEBUG_VARIABLE = "LORAPOOL_DEBUG"
+HELP = """
 Publish LoRA adapters as versions in an S3-compatible store, atomically.
 
+\b
 Examples:
+  adapter-store init                                  once: the bucket
+  adapter-store push ./pirate --name pirate           serve this content
+  adapter-store push ./pirate-2 --name pirate --version v2
+  adapter-store ls                                    what is served
+  adapter-store history pirate                        every commit
+  adapter-store rollback pirate --to v1               serve v1 again
+  adapter-store verify --all                          read and check every byte
 
-    adapter-store push ./my-adapter --name pirate
+\b
+The store is the one that `make up` runs in this folder, or what the
+environment names:
+  LORAPOOL_S3_ENDPOINT  LORAPOOL_S3_BUCKET  LORAPOOL_S3_REGION
+  LORAPOOL_S3_ACCESS_KEY  LORAPOOL_S3_SECRET_KEY  LORAPOOL_REDIS_URL
 
-    adapter-store history pirate
-
-    adapter-store rollback pirate --to v1
-
-The store is the one `make up` runs in this folder, or the one LORAPOOL_S3_* name.
+\b
+Exit codes: 0 done, 1 other, 2 usage, 3 not found, 4 conflict, 5 invalid
+adapter or damaged content, 6 store unavailable, 7 outcome unknown,
+130 interrupted.
 """
 
 app = typer.Typer(
-    help=EXAMPLES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (change.push, change.rollback, look.ls, look.show, look.history, look.verify):
-    app.command()(command)
-app.command()(bases.init)
-app.command()(bases.check)
+app.command()(push.push)
+app.command()(change.rollback)
+app.command()(change.settle)
+app.command()(look.ls)
+app.command()(look.show)
+app.command()(look.history)
+app.command()(verify.verify)
+app.command()(store.init)
+app.command()(store.check)
 app.add_typer(bases.app, name="base")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        tell(f"{PROGRAM} {version('lorapool')}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def root(
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Show tracebacks; same as {DEBUG_VARIABLE}=1.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the version of this program.",
+        ),
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
 def main() -> None:
-    """Run one command; an error that has a name becomes a line, a next step and an exit code."""
-    as_json = "--json" in sys.argv[1:]
+    """Run one command; an error becomes a line, a next step and an exit code."""
+    sys.exit(_run(as_json="--json" in sys.argv[1:]))
+
+
+def _run(*, as_json: bool) -> int:
     try:
-        app()
+        code = app(prog_name=PROGRAM, standalone_mode=False)
+        if code == INTERRUPTED:
+            raise Interrupted("interrupted", hint="run the same command again; it repeats nothing")
+    except typer.TyperException as error:
+        return _report_usage(error, as_json=as_json)
     except StoreError as error:
-        sys.exit(report(error, as_json=as_json))
-    except KeyboardInterrupt:
-        typer.echo("interrupted: run it again, only what is missing is sent", err=True)
-        sys.exit(130)
+        more = {"txid": error.txid} if isinstance(error, OutcomeUnknown) else {}
+        _report(error, error.hint, as_json=as_json, **more)
+        return exit_code(error)
+    except Interrupted as error:
+        _report(error, error.hint, as_json=as_json)
+        return INTERRUPTED
     except Exception as error:
-        if os.environ.get("LORAPOOL_DEBUG"):
-            raise
-        report_unexpected(error, as_json=as_json)
-        sys.exit(OTHER)
+        kind = type(error).__name__
+        hint = f"run it again with {DEBUG_VARIABLE}=1 (or adapter-store --debug ...) to see where"
+        _report(error, hint, as_json=as_json, prefix=f"{kind}: ", kind="Unexpected")
+        return OTHER
+    return code if isinstance(code, int) else 0
+
+
+def _report(
+    error: Exception, hint: str, *, as_json: bool, prefix: str = "", kind: str = "", **more: str
+) -> None:
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+    message = f"{prefix}{error}"
+    if as_json:
+        complain_as_json(kind or type(error).__name__, message, hint, **more)
+    else:
+        complain(message, hint)
+
+
+def _report_usage(error: typer.TyperException, *, as_json: bool) -> int:
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else PROGRAM
+    if as_json:
+        complain_as_json("Usage", message, f"{command} --help")
+    elif message.startswith("Usage:"):
+        typer.echo(message, err=True)
+    else:
+        complain(message, f"{command} --help")
+    return USAGE

@@ -1,63 +1,55 @@
-"""`init`, `check` and `base`: the store itself, and the bases adapters are checked against."""
+"""`base`: the base models that adapters are checked against."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapter_store.cli.console import Json, out, table
+from adapter_store.cli.console import Json, out, say, table, tell
+from adapter_store.cli.outcome import next_steps
+from adapter_store.cli.store import open_configured
 
 if TYPE_CHECKING:
+    from adapter_store.objects import ObjectStore
     from adapter_store.record import BaseCard
 
-app = typer.Typer(help="Base models that adapters are checked against.", no_args_is_help=True)
+MAKE_A_CARD = "inference-node base-card > card.json && adapter-store base add card.json"
+HELP = """
+List the base models that adapters are checked against, or register one.
+
+\b
+Examples:
+  adapter-store base
+  inference-node base-card > card.json
+  adapter-store base add card.json
+"""
+
+app = typer.Typer(help=HELP, rich_markup_mode=None)
 
 
-def init(json: Json = False) -> None:
-    """Create the bucket if it is not there, and check that the store keeps its promises."""
-    from adapter_store.check import check_store
-    from adapter_store.settings import load_settings
-
-    settings = load_settings()
-    store = settings.open_store()
-    store.ensure_bucket()
-    check_store(store)
-    _fit(settings.s3_bucket, as_json=json)
-
-
-def check(json: Json = False) -> None:
-    """Prove in seconds that the store is safe to publish to.
-
-    A store that ignores If-None-Match, lists stale or accepts a wrong checksum is refused by
-    name of the fault.
-    """
-    from adapter_store.check import check_store
-    from adapter_store.settings import load_settings
-
-    settings = load_settings()
-    check_store(settings.open_store())
-    _fit(settings.s3_bucket, as_json=json)
+@app.callback(invoke_without_command=True)
+def base(context: typer.Context, json: Json = False) -> None:
+    if context.invoked_subcommand is None:
+        list_cards(json)
 
 
 @app.command("ls")
 def list_cards(json: Json = False) -> None:
     """List the registered base models."""
     from adapter_store.bases import list_bases
-    from adapter_store.settings import load_settings
 
-    cards = list_bases(load_settings().open_store())
+    with next_steps():
+        cards = list_bases(open_configured()[1])
     if json:
-        found = [
-            {"fingerprint": c.fingerprint, "name": c.name, "architecture": c.architecture}
-            for c in cards
-        ]
-        out({"bases": found})
+        out({"bases": [_document(card) for card in cards]})
+    elif not cards:
+        say(f"no base model is registered yet: {MAKE_A_CARD}")
     else:
         table(
-            ("FINGERPRINT", "NAME", "ARCHITECTURE", "LINEARS"),
-            [(c.fingerprint, c.name, c.architecture, len(c.modules)) for c in cards],
+            ("FINGERPRINT", "NAME", "ARCHITECTURE", "MODULES", "MAX RANK"),
+            [(c.fingerprint, c.name, c.architecture, len(c.modules), c.max_rank) for c in cards],
         )
 
 
@@ -66,34 +58,77 @@ def add(
     file: Annotated[Path, typer.Argument(help="What `inference-node base-card` printed.")],
     json: Json = False,
 ) -> None:
-    """Register a base model's card; the same card again is fine."""
-    from adapter_store.bases import register_base
-    from adapter_store.settings import load_settings
+    """Register a base model's card; the same card again is fine.
 
-    card = read_card(file)
-    register_base(load_settings().open_store(), card)
+    \b
+    Example:
+      inference-node base-card > card.json && adapter-store base add card.json
+    """
+    from adapter_store.bases import register_base
+
+    with next_steps():
+        card = read_card(file)
+        register_base(open_configured()[1], card)
     if json:
-        out({"fingerprint": card.fingerprint, "name": card.name})
+        out(_document(card))
     else:
-        typer.echo(f"registered {card.name}  {card.fingerprint}")
+        tell(f"registered {card.name}  {card.fingerprint}")
 
 
 def read_card(file: Path) -> BaseCard:
     """The card in a file. Raises NotFound, IntegrityError."""
-    from adapter_store.errors import NotFound
+    from adapter_store.errors import IntegrityError, NotFound
     from adapter_store.record import decode_base_card
 
+    hint = "make one: inference-node base-card > card.json"
     try:
         body = file.read_bytes()
     except OSError as error:
+        raise NotFound(f"{file} cannot be read: {error.strerror}", hint=hint) from error
+    try:
+        return decode_base_card(body)
+    except IntegrityError as error:
+        raise IntegrityError(f"{file} is no base card: {error}", hint=hint) from error
+
+
+def chosen_base(store: ObjectStore, fingerprint: str | None, file: Path | None) -> BaseCard:
+    """The base to check against: named, given as a file, or the only one there is.
+
+    Raises NotFound when there is none, InvalidName when there are several, IntegrityError.
+    """
+    from adapter_store.bases import list_bases, load_base
+    from adapter_store.errors import InvalidName, NotFound
+
+    if file is not None:
+        card = read_card(file)
+        if fingerprint not in (None, card.fingerprint):
+            raise InvalidName(
+                f"--base is {fingerprint} and the card in {file} is of {card.fingerprint}",
+                hint="give one of the two: adapter-store base",
+            )
+        return card
+    if fingerprint is not None:
+        with next_steps({NotFound: "adapter-store base"}):
+            return load_base(store, fingerprint)
+    cards = list_bases(store)
+    if not cards:
         raise NotFound(
-            f"{file} cannot be read", hint="inference-node base-card > base.json makes one"
-        ) from error
-    return decode_base_card(body)
+            "no base model is registered in this store",
+            hint=f"start a node once, or: {MAKE_A_CARD}",
+        )
+    if len(cards) > 1:
+        raise InvalidName(
+            f"{len(cards)} base models are registered; which one is the adapter for?",
+            hint="find it with `adapter-store base`, then push again with --base <fingerprint>",
+        )
+    return cards[0]
 
 
-def _fit(bucket: str, *, as_json: bool) -> None:
-    if as_json:
-        out({"bucket": bucket, "fit": True})
-    else:
-        typer.echo(f"bucket {bucket} is fit: conditional writes, listing and checksums hold")
+def _document(card: BaseCard) -> dict[str, Any]:
+    return {
+        "fingerprint": card.fingerprint,
+        "name": card.name,
+        "architecture": card.architecture,
+        "modules": len(card.modules),
+        "max_rank": card.max_rank,
+    }
