@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from inference_node.engine.sequence import Sequence
 from inference_node.request import Sampling
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.engine.oracle import Oracle
-from tests.inference_node.harness import Node, start_node
+from tests.inference_node.harness import Answer, Node, start_node
 from tests.inference_node.tiny import make_adapter
 
 TOKENS = 64
@@ -109,14 +110,11 @@ def test_a_seeded_answer_is_the_same_in_any_batch(start_tiny: StartTiny, tmp_pat
         other.wait()
 
 
-NF4_TOLERANCE = 0.08
-"""Largest difference of a logit, in standard deviations of its row, that rounding in the 4-bit
-kernel and in bfloat16 may make between a row in a batch and the same row alone."""
-
-
-def test_on_the_4_bit_kernel_a_batched_row_stays_within_tolerance_of_the_row_alone(
-    default_base: Path, monkeypatch: pytest.MonkeyPatch
+def test_on_the_4_bit_kernel_batching_moves_a_row_less_than_the_kernel_rounds(
+    exact_node: tuple[Node, Oracle, list[str]], default_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The tolerance is measured, not chosen: how far the 4-bit kernel in bfloat16 alone is from
+    exact float32 on the same tokens. A row on another's adapter is an order beyond it."""
     seen: dict[str, list[torch.Tensor]] = {}
 
     def spy(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
@@ -124,24 +122,38 @@ def test_on_the_4_bit_kernel_a_batched_row_stays_within_tolerance_of_the_row_alo
             seen.setdefault(sequence.request.request_id, []).append(row.clone())
         return sample(logits, sequences)
 
+    def ask(asked: Node, together: bool) -> list[Answer]:
+        answers = []
+        for name, prompt in zip(["", *names], PROMPTS, strict=True):
+            answers.append(asked.ask(name, prompt, tokens=16))
+            if not together:
+                answers[-1].wait()
+        return [answer.wait() for answer in answers]
+
+    def distance(some: list[Answer], others: list[Answer]) -> float:
+        return max(
+            float((one - other).abs().max() / one.std())
+            for a, b in zip(some, others, strict=True)
+            for one, other in islice(
+                zip(seen[a.request_id], seen[b.request_id], strict=True),
+                common_prefix(a.token_ids, b.token_ids) + 1,
+            )
+        )
+
     monkeypatch.setattr(runner_module, "sample", spy)
+    names = [path.name for path in sorted(PERSONAS.iterdir())]
+    exact = ask(exact_node[0], together=False)
     config = EngineConfig(base_model=str(default_base), linears="nf4", kv_tokens=4096)
     node = start_node(config, MemoryStore())
     try:
-        names = [path.name for path in sorted(PERSONAS.iterdir())]
         for name in names:
             node.publish(name, PERSONAS / name / "v1")
-        asked = list(zip(["", *names], PROMPTS, strict=False))
-        alone = [node.ask(name, prompt, tokens=24).wait() for name, prompt in asked]
-        batched = [node.ask(name, prompt, tokens=24) for name, prompt in asked]
-        for one, many in zip(alone, batched, strict=True):
-            many.wait()
-            same = common_prefix(one.token_ids, many.token_ids)
-            assert same >= 1
-            rows = zip(seen[one.request_id], seen[many.request_id], strict=True)
-            for expected, found in list(rows)[: same + 1]:
-                difference = float((found - expected).abs().max() / expected.std())
-                assert difference < NF4_TOLERANCE
+        alone = ask(node, together=False)
+        batched = ask(node, together=True)
+        rounding = distance(alone, exact)
+        assert distance(alone, batched) <= rounding
+        swapped = [node.ask(names[0], PROMPTS[0], tokens=16).wait()]
+        assert distance(alone[:1], swapped) > 4 * rounding
     finally:
         node.close()
 
