@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from adapter_store import errors as store
+from adapter_store.cli.outcome import exit_code as store_exit_code
+from adapter_store.errors import StoreError
 from inference_node import errors as node
 
 OK, OTHER, USAGE, NOT_FOUND, CONDITION, DAMAGED, UNREACHABLE, EXHAUSTED, DEADLINE = range(9)
@@ -31,27 +32,15 @@ _BY_REASON = {
     node.QueueFull.reason: EXHAUSTED,
     node.DeadlineExpired.reason: DEADLINE,
 }
-_BY_STORE_ERROR: dict[type[store.StoreError], int] = {
-    store.InvalidName: USAGE,
-    store.InvalidSetting: USAGE,
-    store.NotFound: NOT_FOUND,
-    store.Conflict: CONDITION,
-    store.IntegrityError: DAMAGED,
-    store.InvalidAdapter: DAMAGED,
-    store.StoreUnavailable: UNREACHABLE,
-    store.StoreRefused: UNREACHABLE,
-    store.StoreUnfit: UNREACHABLE,
-}
 
 
-def exit_code(error: node.NodeError | store.StoreError) -> int:
+def exit_code(error: node.NodeError | StoreError) -> int:
     if isinstance(error, node.NodeError):
         return _BY_REASON.get(error.reason, OTHER)
-    kinds = type(error).__mro__
-    return next((_BY_STORE_ERROR[kind] for kind in kinds if kind in _BY_STORE_ERROR), OTHER)
+    return store_exit_code(error)
 
 
-def report(error: node.NodeError | store.StoreError) -> int:
+def report(error: node.NodeError | StoreError) -> int:
     """Say what went wrong and what to do about it; the exit code."""
     typer.echo(f"error: {error}", err=True)
     if error.hint:
