@@ -74,7 +74,9 @@ class Scheduler:
         """The next step, or None when nothing can run."""
         work: list[Work] = []
         budget = self._step_tokens
-        for sequence in sorted(self._running, key=lambda s: s.order):
+        # Next tokens before prompts: an older request may have come ready, or back, with a prompt
+        # that would take the whole step.
+        for sequence in sorted(self._running, key=lambda s: (s.pending != 1, s.order)):
             if sequence in self._running and budget:
                 length = min(sequence.pending, budget)
                 if self._reserve(sequence, length):
