@@ -1,0 +1,317 @@
+"""Whatever arrives in whatever order, every request ends, blocks add up and nobody starves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import Phase as Stage
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from inference_node.engine.kv_blocks import BlockAllocator
+from inference_node.engine.scheduler import Scheduler, Step, Work
+from inference_node.engine.sequence import Phase, Sequence
+from tests.inference_node.engine.sequences import make_sequence
+
+BLOCKS, BLOCK_TOKENS = 8, 4
+ROOM = BLOCKS * BLOCK_TOKENS
+
+
+def run(step: Step) -> None:
+    """What the runner does with a step: tokens become cached, and one is drawn where due."""
+    for item in step.work:
+        due = item.samples
+        item.sequence.cached += item.length
+        if due:
+            item.sequence.tokens.append(1)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Requests come, go and grow; the steps are checked against what they promise."""
+
+    @initialize(rows=st.integers(1, 4), extra=st.integers(0, 12))
+    def open(self, rows: int, extra: int) -> None:
+        self.rows, self.budget = rows, rows + extra
+        self.scheduler = Scheduler(
+            BlockAllocator(BLOCKS, block_tokens=BLOCK_TOKENS),
+            max_rows=rows,
+            step_tokens=self.budget,
+        )
+        self.goals: dict[Sequence, int] = {}
+        self.orders = 0
+        self.skipped: list[int] = []
+
+    @rule(prompt=st.integers(1, 20), answer=st.integers(1, ROOM - 20), late=st.booleans())
+    def add(self, prompt: int, answer: int, late: bool) -> None:
+        """`late`: accepted now, but its adapter is ready only after younger requests."""
+        order = self.orders
+        self.orders += 1
+        if late:
+            self.skipped.append(order)
+            return
+        self.join(order, prompt, answer)
+
+    @precondition(lambda self: self.skipped)
+    @rule(prompt=st.integers(1, 20), answer=st.integers(1, ROOM - 20))
+    def add_late(self, prompt: int, answer: int) -> None:
+        self.join(self.skipped.pop(0), prompt, answer)
+
+    def join(self, order: int, prompt: int, answer: int) -> None:
+        sequence = make_sequence(prompt, order=order)
+        self.goals[sequence] = prompt + answer
+        self.scheduler.add(sequence)
+
+    @precondition(lambda self: self.goals)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        gone = data.draw(st.sampled_from(sorted(self.goals, key=lambda s: s.order)))
+        self.end(gone)
+        self.scheduler.remove(gone)
+
+    def end(self, sequence: Sequence) -> None:
+        del self.goals[sequence]
+        self.scheduler.remove(sequence)
+        assert sequence.block_table == []
+
+    @rule(count=st.integers(1, 8))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step()
+
+    def step(self) -> None:
+        before = sorted(self.scheduler.running, key=lambda s: s.order)
+        decoding = [s for s in before if s.pending == 1]
+        step = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        if step is None:
+            assert self.scheduler.idle, "requests wait although something could run"
+            return
+        self.check(step, decoding)
+        progress = [item.sequence for item in step.work]
+        assert not before or before[0] in progress, "the running request that came first waits"
+        run(step)
+        for item in step.work:
+            if len(item.sequence.tokens) >= self.goals[item.sequence]:
+                self.end(item.sequence)
+
+    def check(self, step: Step, decoding: list[Sequence]) -> None:
+        lengths = [item.length for item in step.work]
+        assert lengths
+        assert sum(lengths) <= self.budget
+        assert all(length > 0 for length in lengths)
+        singles = sum(length == 1 for length in lengths)
+        assert all(length == 1 for length in lengths[:singles]), "single-token work comes first"
+        chosen = [item.sequence for item in step.work]
+        assert len(set(map(id, chosen))) == len(chosen), "a request occurs twice in a step"
+        for item in step.work:
+            assert item.sequence.phase is Phase.RUNNING
+            assert item.length <= item.sequence.pending
+            reach = item.sequence.cached + item.length
+            assert len(item.sequence.block_table) >= -(-reach // BLOCK_TOKENS)
+        for sequence in decoding:
+            kept = sequence.phase is Phase.RUNNING
+            assert sequence in chosen or not kept, "a running request got no token"
+
+    @invariant()
+    def books_add_up(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+            assert len(self.scheduler.running) <= self.rows
+            held = [*self.scheduler.running, *self.scheduler.waiting]
+            assert sorted(map(id, held)) == sorted(map(id, self.goals))
+            waiting = self.scheduler.waiting
+            assert [s.order for s in waiting] == sorted(s.order for s in waiting)
+            assert all(s.cached == 0 for s in waiting), "tokens are cached without blocks"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        bound = 2 * sum(self.goals.values()) + len(self.goals)
+        while self.goals and bound:
+            self.step()
+            bound -= 1
+        assert not self.goals, "a request never ends"
+        assert self.scheduler.idle
+        assert self.scheduler.blocks.free == BLOCKS
+
+
+def test_no_order_of_arrivals_and_steps_starves_a_request_or_loses_a_block() -> None:
+    run_state_machine_as_test(
+        SchedulerMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+    )
+
+
+def keep_the_blocks(self: Scheduler, sequence: Sequence) -> None:
+    sequence.block_table = []
+    sequence.cached = 0
+
+
+def free_but_keep_the_table(self: Scheduler, sequence: Sequence) -> None:
+    self.blocks.release(sequence.block_table)
+    sequence.cached = 0
+
+
+def forget_what_is_cached(self: Scheduler, sequence: Sequence) -> None:
+    self.blocks.release(sequence.block_table)
+    sequence.block_table = []
+
+
+def take_one_block_too_few(self: Scheduler, sequence: Sequence, length: int) -> None:
+    missing = self._missing(sequence, length)
+    if missing > 1:
+        sequence.block_table.extend(self.blocks.allocate(missing - 1))
+
+
+def preempt_the_oldest(self: Scheduler, sequence: Sequence, length: int) -> bool:
+    while not self._fits(sequence, length):
+        victim = min(self._running, key=lambda s: s.order)
+        self._preempt(victim)
+        if victim is sequence:
+            return False
+    self._take(sequence, length)
+    return True
+
+
+def drop_the_victim(self: Scheduler, victim: Sequence) -> None:
+    self._running.remove(victim)
+    self._free(victim)
+
+
+@pytest.mark.parametrize(
+    ("method", "bug"),
+    [
+        ("_free", keep_the_blocks),
+        ("_free", free_but_keep_the_table),
+        ("_free", forget_what_is_cached),
+        ("_take", take_one_block_too_few),
+        ("_reserve", preempt_the_oldest),
+        ("_preempt", drop_the_victim),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_control_the_machine_catches_a_seeded_bug(
+    method: str, bug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scheduler, method, bug)
+    quick = settings(
+        max_examples=1000,
+        stateful_step_count=40,
+        deadline=None,
+        database=None,
+        phases=[Stage.generate],
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    with pytest.raises((AssertionError, ValueError)):
+        run_state_machine_as_test(SchedulerMachine, settings=quick)
+
+
+def scheduler_of(*, blocks: int = 12, max_rows: int = 8, step_tokens: int = 16) -> Scheduler:
+    allocator = BlockAllocator(blocks, block_tokens=BLOCK_TOKENS)
+    return Scheduler(allocator, max_rows=max_rows, step_tokens=step_tokens)
+
+
+def lengths(step: Step | None) -> list[tuple[int, int]]:
+    """(order, tokens) of each request in a step."""
+    assert step is not None
+    return [(item.sequence.order, item.length) for item in step.work]
+
+
+def turn(scheduler: Scheduler) -> list[tuple[int, int]]:
+    step = scheduler.schedule()
+    found = lengths(step)
+    assert step is not None
+    run(step)
+    return found
+
+
+def test_nothing_to_do_is_no_step() -> None:
+    scheduler = scheduler_of()
+    assert scheduler.idle
+    assert scheduler.schedule() is None
+
+
+def test_a_long_prompt_is_read_in_chunks_of_the_steps_budget() -> None:
+    scheduler = scheduler_of()
+    scheduler.add(make_sequence(37))
+    assert [turn(scheduler) for _ in range(4)] == [[(0, 16)], [(0, 16)], [(0, 5)], [(0, 1)]]
+
+
+def test_only_the_last_chunk_of_a_prompt_draws_a_token() -> None:
+    sequence = make_sequence(20)
+    assert not Work(sequence, 16).samples
+    sequence.cached = 16
+    assert Work(sequence, 4).samples
+
+
+def test_running_requests_get_their_token_before_a_prompt_gets_the_rest() -> None:
+    scheduler = scheduler_of()
+    scheduler.add(make_sequence(4, order=0))
+    turn(scheduler)
+    scheduler.add(make_sequence(30, order=1))
+    assert turn(scheduler) == [(0, 1), (1, 15)]
+    assert turn(scheduler) == [(0, 1), (1, 15)]
+    assert turn(scheduler) == [(0, 1), (1, 1)]
+
+
+def test_running_requests_get_their_token_beside_an_older_prompt_that_came_ready_later() -> None:
+    scheduler = scheduler_of()
+    scheduler.add(make_sequence(4, order=1))
+    turn(scheduler)
+    scheduler.add(make_sequence(40, order=0))
+    turn(scheduler)
+    assert turn(scheduler) == [(1, 1), (0, 15)]
+
+
+def test_requests_run_in_the_order_they_were_accepted_not_became_ready() -> None:
+    scheduler = scheduler_of(max_rows=1)
+    for order in (2, 0, 1):
+        scheduler.add(make_sequence(4, order=order))
+    assert turn(scheduler) == [(0, 4)]
+    scheduler.remove(scheduler.running[0])
+    assert turn(scheduler) == [(1, 4)]
+
+
+def test_a_large_request_is_not_overtaken_by_small_ones_behind_it() -> None:
+    scheduler = scheduler_of(blocks=6)
+    scheduler.add(make_sequence(12, order=0))
+    turn(scheduler)
+    scheduler.add(make_sequence(16, order=1))
+    scheduler.add(make_sequence(1, order=2))
+    assert turn(scheduler) == [(0, 1)]
+    scheduler.remove(scheduler.running[0])
+    assert turn(scheduler) == [(1, 16)]
+    assert turn(scheduler) == [(1, 1), (2, 1)]
+
+
+def test_the_request_that_came_last_gives_its_blocks_up_and_starts_over() -> None:
+    scheduler = scheduler_of(blocks=4)
+    old, young = make_sequence(8, order=0), make_sequence(8, order=1)
+    for sequence in (old, young):
+        scheduler.add(sequence)
+    turn(scheduler)
+    assert turn(scheduler) == [(0, 1)]
+    assert young.phase is Phase.WAITING
+    assert (young.cached, young.block_table) == (0, [])
+    assert len(young.tokens) == 9
+    scheduler.remove(old)
+    assert turn(scheduler) == [(1, 9)]
+
+
+def test_removing_a_request_that_is_not_here_changes_nothing() -> None:
+    scheduler = scheduler_of()
+    scheduler.add(make_sequence(4, order=0))
+    turn(scheduler)
+    scheduler.remove(make_sequence(4, order=9))
+    scheduler.check_integrity()
+    assert [s.order for s in scheduler.running] == [0]
