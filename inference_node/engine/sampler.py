@@ -49,7 +49,9 @@ def candidates(logits: torch.Tensor, rules: Sampling) -> tuple[torch.Tensor, tor
     """
     k = min(rules.top_k or logits.shape[0], logits.shape[0])
     values, indices = torch.topk(logits, k)
-    probabilities = torch.softmax(values / rules.temperature, dim=-1)
+    # From the top value down, nothing overflows however small the temperature is.
+    temperature = max(rules.temperature, torch.finfo(values.dtype).tiny)
+    probabilities = torch.softmax((values - values[0]) / temperature, dim=-1)
     if rules.top_p < 1.0:
         before = torch.cumsum(probabilities, dim=-1) - probabilities
         kept = int((before < rules.top_p).sum())
