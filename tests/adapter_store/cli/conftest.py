@@ -1,0 +1,88 @@
+"""A shell beside an empty real store, and one where a base is registered."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adapter_store.s3 import S3Store, open_s3
+from adapter_store.settings import Endpoints
+from tests.adapter_store.adapter_files import CARD, write_adapter
+from tests.adapter_store.cli.shell import Shell
+
+
+@pytest.fixture(scope="session")
+def shared_bucket(services: Endpoints) -> Iterator[str]:
+    """One bucket for all tests of the tool: making one takes longer than most commands."""
+    name = f"lorapool-test-{secrets.token_hex(8)}"
+    store = _opened(replace(services, s3_bucket=name))
+    store.ensure_bucket()
+    yield name
+    _empty(store)
+    store._client.delete_bucket(Bucket=name)
+
+
+@pytest.fixture
+def endpoints(services: Endpoints, redis_url: str, shared_bucket: str) -> Endpoints:
+    """The shared bucket, emptied, and a Redis database of this test's own."""
+    own = replace(services, s3_bucket=shared_bucket, redis_url=redis_url)
+    _empty(_opened(own))
+    return own
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Adapter folders `one` and `two` of different content, and a base card."""
+    write_adapter(tmp_path / "one", seed=1)
+    write_adapter(tmp_path / "two", seed=2)
+    (tmp_path / "card.json").write_bytes(CARD.encode())
+    return tmp_path
+
+
+@pytest.fixture
+def bare_shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> Shell:
+    """No setting at all, in a folder where nothing runs."""
+    for variable in [name for name in os.environ if name.startswith("LORAPOOL_")]:
+        monkeypatch.delenv(variable)
+    # So that what --debug sets is taken back.
+    monkeypatch.setenv("LORAPOOL_DEBUG", "")
+    monkeypatch.chdir(folder)
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture
+def empty_shell(bare_shell: Shell, endpoints: Endpoints) -> Shell:
+    """An empty bucket."""
+    for variable, value in endpoints.environment().items():
+        bare_shell.monkeypatch.setenv(variable, value)
+    return bare_shell
+
+
+@pytest.fixture
+def shell(empty_shell: Shell) -> Shell:
+    """A bucket with one base registered."""
+    empty_shell.ok("base", "add", "card.json")
+    return empty_shell
+
+
+def _opened(endpoints: Endpoints) -> S3Store:
+    return open_s3(
+        endpoint=endpoints.s3_endpoint,
+        bucket=endpoints.s3_bucket,
+        region=endpoints.s3_region,
+        access_key=endpoints.s3_access_key,
+        secret_key=endpoints.s3_secret_key,
+    )
+
+
+def _empty(store: S3Store) -> None:
+    while keys := store.list("").keys:
+        for key in keys:
+            store.delete(key)

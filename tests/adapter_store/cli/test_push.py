@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapter_store.objects import ObjectStore
+from adapter_store.s3 import S3Store
+from tests.adapter_store.adapter_files import CARD, config, write_adapter
+from tests.adapter_store.cli.shell import Shell
+
+pytestmark = pytest.mark.services
+CONFIG_BYTES = len(json.dumps(config(), indent=2).encode())
+
+
+def test_a_push_names_version_generation_and_digest_on_stdout_alone(shell: Shell) -> None:
+    ran = shell.ok("push", "one", "--name", "pirate", "--version", "v1")
+    digest = shell.ok("show", "pirate", "--json").document("show")["digest"]
+    assert ran.out == f"published pirate@v1  generation 1  sha256:{digest[:12]}  {sent(shell)}\n"
+    assert "sent    adapter_model.safetensors" in ran.err
+    assert "not published: README.md" in ran.err
+
+
+def sent(shell: Shell) -> str:
+    done = shell.ok("push", "one", "--name", "twin", "--json").document("push")
+    assert done["bytes_sent"] == 0
+    return f"{done['bytes_reused'] / 1024:.1f} KiB sent, 0 B reused"
+
+
+def test_pushing_the_same_content_twice_says_so_and_succeeds(shell: Shell) -> None:
+    first = shell.ok("push", "one", "--name", "pirate", "--json").document("push")
+    again = shell.ok("push", "one", "--name", "pirate")
+    assert "is served already, nothing to do" in again.out
+    assert "exists  adapter_config.json" in again.err
+    assert "exists  adapter_model.safetensors" in again.err
+    twice = shell.ok("push", "one", "--name", "pirate", "--json").document("push")
+    assert twice["unchanged"]
+    assert (twice["digest"], twice["generation"]) == (first["digest"], 1)
+    assert [file["bytes_sent"] for file in twice["files"]] == [0, 0]
+    assert len(shell.ok("history", "pirate", "--json").document("history")["records"]) == 1
+
+
+def test_a_chunk_the_store_has_is_shown_as_existing_and_not_sent(shell: Shell) -> None:
+    shell.ok("push", "one", "--name", "pirate")
+    ran = shell.ok("push", "two", "--name", "parrot")
+    assert "exists  adapter_config.json  1.1 KiB, 0 B sent" in ran.err
+    assert "sent    adapter_model.safetensors" in ran.err
+    done = shell.ok("push", "two", "--name", "third", "--json").document("push")
+    assert (done["bytes_sent"], done["unchanged"]) == (0, False)
+
+
+def test_a_big_file_is_counted_chunk_by_chunk(shell: Shell, tmp_path: Path) -> None:
+    from adapter_store.cli.progress import Silence, Uploads
+    from adapter_store.layout import blob_key
+    from adapter_store.record import Chunk, FileEntry
+
+    chunks = tuple(Chunk("", n * 10, 10, f"{n:064x}") for n in range(3))
+    file = FileEntry("weights", 30, "f" * 64, (*chunks, replace(chunks[0], offset=30)))
+    uploads = Uploads([file], tenant="default", display=Silence())
+    for digest in ("0", "1", "1", "9"):
+        uploads.put(blob_key("default", digest.zfill(64), "0" * 32, 1))
+    uploads.put("v1/t/default/txn/x")
+    assert uploads.documents() == [{"name": "weights", "size": 30, "bytes_sent": 20}]
+
+
+def test_a_dry_run_tells_what_would_be_sent_and_writes_nothing(
+    shell: Shell, s3_store: S3Store
+) -> None:
+    before = every_key(s3_store)
+    ran = shell.ok("push", "one", "--name", "pirate", "--dry-run", "--json")
+    plan = ran.document("dry-run")
+    assert (plan["current_generation"], plan["unchanged"], plan["rank"]) == (0, False, 4)
+    assert plan["bytes_to_send"] == plan["bytes"] > CONFIG_BYTES
+    assert every_key(s3_store) == before
+    done = shell.ok("push", "one", "--name", "pirate", "--json").document("push")
+    assert (plan["digest"], plan["bytes"]) == (done["digest"], done["bytes_sent"])
+    assert (
+        "a push would change nothing" in shell.ok("push", "one", "--name=pirate", "--dry-run").out
+    )
+    plan = shell.ok("push", "two", "--name", "pirate", "--dry-run", "--json").document("dry-run")
+    assert plan["bytes"] - plan["bytes_to_send"] == CONFIG_BYTES
+    assert (
+        "of 3.4 KiB; nothing was written"
+        in shell.ok("push", "two", "--name", "pirate", "--dry-run").out
+    )
+
+
+def test_a_generation_that_moved_on_is_a_conflict(shell: Shell) -> None:
+    shell.ok("push", "one", "--name", "pirate", "--expect-gen", "0")
+    ran = shell.run("push", "two", "--name", "pirate", "--expect-gen", "0")
+    assert ran.code == 4
+    assert ran.err.splitlines()[-2:] == [
+        "error: pirate is at generation 1, not 0",
+        "hint: look at what was published, then publish again; run: adapter-store history pirate",
+    ]
+    ran = shell.run("push", "two", "--name", "pirate", "--expect-gen", "0", "--json")
+    assert ran.document("error")["error"]["kind"] == "Conflict"
+    assert ran.code == 4
+    shell.ok("push", "two", "--name", "pirate", "--expect-gen", "1", "--no-rebase")
+
+
+def test_a_label_never_changes_its_meaning(shell: Shell) -> None:
+    shell.ok("push", "one", "--name", "pirate", "--version", "v1")
+    ran = shell.run("push", "two", "--name", "pirate", "--version", "v1", "--tenant", "default")
+    assert ran.code == 4
+    assert "another label" in ran.err
+
+
+def test_tenants_do_not_see_each_other(shell: Shell) -> None:
+    done = shell.ok("push", "one", "--name", "pirate", "--tenant", "acme", "--json")
+    assert done.document("push")["tenant"] == "acme"
+    assert shell.ok("ls", "--json").document("ls")["adapters"] == []
+    assert shell.run("show", "pirate").code == 3
+    ran = shell.run("push", "two", "--name", "pirate", "--tenant", "acme", "--expect-gen", "9")
+    assert "run: adapter-store history pirate --tenant acme" in ran.err
+    shell.monkeypatch.setenv("LORAPOOL_TENANT", "acme")
+    shell.ok("show", "pirate")
+
+
+INVALID: dict[str, dict[str, Any]] = {
+    "a config that is no JSON": {"config_body": b"{"},
+    "weights cut short": {"weights": b"\0" * 7},
+    "a pickle": {"weights": b"\x80\x04\x95" + b"\0" * 4 + b"x"},
+    "an unknown module": {"config_body": json.dumps(config(target_modules=["nowhere"])).encode()},
+}
+
+
+@pytest.mark.parametrize("fault", INVALID)
+def test_what_is_no_servable_adapter_is_refused_and_nothing_is_published(
+    shell: Shell, tmp_path: Path, fault: str
+) -> None:
+    write_adapter(tmp_path / "bad", **INVALID[fault])
+    ran = shell.run("push", "bad", "--name", "pirate")
+    assert (ran.code, ran.out) == (5, "")
+    assert "Traceback" not in ran.err
+    ran = shell.run("push", "bad", "--name", "pirate", "--json")
+    assert ran.code == 5
+    error = ran.document("error")["error"]
+    assert error["kind"] in ("InvalidAdapter", "Incompatible")
+    assert error["hint"]
+    assert shell.ok("ls", "--json").document("ls")["adapters"] == []
+
+
+def test_a_folder_that_is_not_there_or_not_readable_is_an_invalid_adapter(
+    shell: Shell, tmp_path: Path
+) -> None:
+    ran = shell.run("push", "no where", "--name", "pirate")
+    assert ran.code == 5
+    assert "run: adapter-store push 'no where' --name pirate --dry-run" in ran.err
+    (tmp_path / "odd").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "odd" / name).mkdir()
+    ran = shell.run("push", "odd", "--name", "pirate")
+    assert ran.code == 5
+    assert "error: odd cannot be read: Is a directory" in ran.err
+
+
+def test_without_a_base_the_next_command_is_named(empty_shell: Shell) -> None:
+    ran = empty_shell.run("push", "one", "--name", "pirate")
+    assert ran.code == 3
+    assert "inference-node base-card > card.json && adapter-store base add card.json" in ran.err
+
+
+def test_of_several_bases_one_must_be_named(shell: Shell, tmp_path: Path) -> None:
+    other = replace(CARD, fingerprint="ab" * 32, name="other")
+    (tmp_path / "other.json").write_bytes(other.encode())
+    shell.ok("push", "one", "--name", "stranger", "--base-card", "other.json")
+    ran = shell.run("push", "one", "--name", "pirate")
+    assert ran.code == 2
+    assert "--base <fingerprint>" in ran.err
+    shell.ok("push", "one", "--name", "pirate", "--base", CARD.fingerprint)
+    assert shell.run("push", "one", "--name", "pirate", "--base", "cd" * 32).code == 3
+    assert shell.run("push", "one", "--name", "pirate", "--base", "short").code == 2
+    both = ("--base", CARD.fingerprint, "--base-card", "other.json")
+    assert shell.run("push", "one", "--name", "pirate", *both).code == 2
+    assert shell.run("push", "one", "--name", "pirate", "--base-card", "none.json").code == 3
+    assert shell.run("push", "one", "--name", "pirate", "--base-card", "one/README.md").code == 5
+
+
+def test_a_base_card_is_registered_only_with_an_adapter_that_fits(
+    empty_shell: Shell, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path / "bad", weights=b"nothing")
+    card = ("--base-card", "card.json")
+    assert empty_shell.run("push", "bad", "--name", "pirate", *card).code == 5
+    empty_shell.ok("push", "one", "--name", "pirate", *card, "--dry-run")
+    assert empty_shell.ok("base", "--json").document("base") == {"bases": []}
+    empty_shell.ok("push", "one", "--name", "pirate", *card)
+    assert len(empty_shell.ok("base", "--json").document("base")["bases"]) == 1
+
+
+@pytest.mark.parametrize("url", ["", "redis://:s3cr3t-pw@127.0.0.1:1/0"])
+def test_without_redis_a_push_warns_once_and_goes_on(shell: Shell, url: str) -> None:
+    shell.monkeypatch.setenv("LORAPOOL_REDIS_URL", url)
+    ran = shell.ok("push", "one", "--name", "pirate")
+    assert ran.err.count("warning:") == 1
+    assert "publishing without the lock" in ran.err
+    assert "s3cr3t-pw" not in ran.said
+    ran = shell.ok("push", "two", "--name", "pirate", "--json")
+    assert ran.document("push")["generation"] == 2
+    assert "warning:" in ran.err
+
+
+def every_key(store: ObjectStore) -> list[str]:
+    return [key for key in store.list("").keys if not key.startswith("v1/check/")]
