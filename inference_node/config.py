@@ -44,6 +44,8 @@ class EngineConfig:
         for name in ("pool_bytes", "kv_tokens", "block_tokens", "max_rows", "step_tokens"):
             if getattr(self, name) < 1:
                 raise BadConfiguration(f"{name} must be at least 1")
+        if self.kv_tokens < self.block_tokens:
+            raise BadConfiguration("kv_tokens must be at least block_tokens, or no request fits")
         if self.step_tokens < self.max_rows:
             raise BadConfiguration("step_tokens must be at least max_rows, or decode would starve")
         if self.device not in {"auto", "cpu", "cuda"}:

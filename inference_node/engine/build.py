@@ -58,10 +58,10 @@ def build_engine(
     """
     base = load_base(config)
     decoder = Decoder(base, linears=config.linears)
-    max_context = min(base.max_context, config.kv_tokens)
     blocks = BlockAllocator(
         config.kv_tokens // config.block_tokens, block_tokens=config.block_tokens
     )
+    max_context = min(base.max_context, blocks.total * blocks.block_tokens)
     decoder.allocate_cache(blocks=blocks.total, block_tokens=blocks.block_tokens)
     pool = AdapterPool(
         decoder.module_map, pool_bytes=config.pool_bytes, dtype=base.dtype, device=base.device
