@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_node.config import EngineConfig
 from inference_node.engine.kv_blocks import BlockAllocator
+from inference_node.errors import BadConfiguration
+from inference_node.request import FinishReason
+from tests.inference_node.conftest import StartTiny
 
 
 @pytest.mark.parametrize(
@@ -61,3 +65,19 @@ def test_control_blocks_that_do_not_add_up_are_seen(mistake: str) -> None:
         table[0] = 0
     with pytest.raises(AssertionError, match="add up"):
         blocks.check_integrity(tables)
+
+
+def test_an_answer_may_fill_every_block_and_then_ends_when_the_cache_is_no_whole_number_of_them(
+    start_tiny: StartTiny,
+) -> None:
+    node = start_tiny(kv_tokens=45, block_tokens=16)
+    assert node.engine.info().max_context == 32
+    answer = node.ask(prompt=range(3, 30), tokens=40, deadline_in=20.0).completed
+    assert answer.finish_reason is FinishReason.LENGTH
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens == 32
+    node.settle()
+
+
+def test_a_cache_smaller_than_one_block_is_refused() -> None:
+    with pytest.raises(BadConfiguration, match="kv_tokens"):
+        EngineConfig(base_model="any", kv_tokens=15, block_tokens=16)
