@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from adapter_store import layout
+from adapter_store.check import check_store
 from adapter_store.reader import Reader
 from adapter_store.s3 import S3Store
 from tests.adapter_store.cli.shell import Shell
@@ -118,6 +119,7 @@ def test_a_store_that_breaks_a_promise_is_refused_before_anything_is_published(
             s3_store.delete(key)
         put(self, key, body, checksum)
 
+    shell.monkeypatch.setattr("adapter_store.check.check_store", check_store)
     shell.monkeypatch.setattr(S3Store, "_put", overwriting)
     words = {"push": ("push", "one", "--name", "pirate"), "rollback": ("rollback", "pirate")}
     ran = shell.run(*words.get(command, (command,)), "--json")

@@ -14,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from adapter_store import errors
+from adapter_store.check import check_store
 from adapter_store.cli.outcome import exit_code, next_steps
 from adapter_store.settings import Endpoints
 from tests.adapter_store.cli.shell import SCHEMAS, Shell
@@ -133,6 +134,7 @@ def test_a_redis_url_that_only_redis_finds_fault_with_is_named_and_not_shown(
 def test_wrong_credentials_are_refused_and_no_secret_is_ever_shown(
     shell: Shell, endpoints: Endpoints
 ) -> None:
+    shell.monkeypatch.setattr("adapter_store.check.check_store", check_store)
     said = [shell.ok("push", "one", "--name", "pirate").said, shell.ok("check", "--json").said]
     shell.monkeypatch.setenv("LORAPOOL_S3_SECRET_KEY", "not-the-s3cr3t")
     for command in STORE_COMMANDS:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,29 @@ def test_without_redis_a_push_warns_once_and_goes_on(shell: Shell, url: str) -> 
 
 def every_key(store: ObjectStore) -> list[str]:
     return [key for key in store.list("").keys if not key.startswith("v1/check/")]
+
+
+def test_who_waits_for_another_publisher_is_told_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from adapter_store.cli import session
+    from adapter_store.coordination import Lease
+
+    said: list[str] = []
+    told = threading.Event()
+
+    class Slow:
+        reason = "another held it"
+
+        def acquire(self, tenant: str, adapter: str, *, floor: int) -> Lease | None:
+            assert told.wait(10)
+            return None
+
+    def say(line: str) -> None:
+        said.append(line)
+        told.set()
+
+    monkeypatch.setattr(session, "SILENT_WAIT_S", 0.01)
+    monkeypatch.setattr(session, "say", say)
+    assert session.TalkativeLock(Slow()).acquire("default", "pirate", floor=0) is None
+    assert said == ["waiting for Redis, or for another publisher of pirate to finish ..."]
