@@ -33,7 +33,7 @@ from inference_node.client import Answer, AsyncClient, Message
 from inference_node.errors import NodeError
 from inference_node.request import ModelInfo, Served, Stopping
 
-PERSONAS = Path(__file__).parent / "personas" / "adapters"
+PERSONAS = Path(os.path.relpath(Path(__file__).parent / "personas" / "adapters"))
 QUESTION = "What do you do when it starts to rain?"
 LONG_QUESTION = "Tell me a long story about a day at the sea."
 START_SECONDS = 120.0
@@ -90,21 +90,20 @@ class Shell:
         self._environment = {**os.environ, **environment}
         self._bin = Path(sys.executable).parent
 
-    def run(self, *command: str, ok: tuple[int, ...] = (0,)) -> str:
-        """Show a command and what it prints; its standard output."""
+    def run(self, *command: str, ok: tuple[int, ...] = (0,)) -> None:
+        """Show a command and what it prints; on a terminal it draws its own progress there."""
         console.print(f"[bold cyan]$[/] {' '.join(command)}", soft_wrap=True)
         done = subprocess.run(
             [self._bin / command[0], *command[1:]],
             env=self._environment,
-            capture_output=True,
+            capture_output=not console.is_terminal,
             text=True,
             check=False,
         )
-        for line in (done.stderr + done.stdout).splitlines():
+        for line in ((done.stderr or "") + (done.stdout or "")).splitlines():
             console.print(Text(f"  {line}"), soft_wrap=True)
         if done.returncode not in ok:
             raise DemoFailed(f"{command[0]} {command[1]} ended with {done.returncode}")
-        return done.stdout
 
     def quiet(self, *command: str) -> str:
         """Standard output of a command that is not worth showing."""

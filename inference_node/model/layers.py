@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from inference_node.kernels.lora import GroupPool, LoraPlan, lora_delta
+from inference_node.kernels.lora import GroupPool, LoraPlan, lora_expand_add, lora_shrink
 
 
 class StepLora:
@@ -19,23 +19,24 @@ class StepLora:
         self.pools: tuple[GroupPool, ...] = ()
         self._plan: LoraPlan | None = None
         self._input: torch.Tensor | None = None
-        self._parts: tuple[torch.Tensor, ...] = ()
+        self._shrunk: tuple[torch.Tensor, ...] = ()
 
     def begin(self, plan: LoraPlan | None) -> None:
-        self._plan, self._input, self._parts = plan, None, ()
+        self._plan, self._input, self._shrunk = plan, None, ()
 
-    def delta(self, x: torch.Tensor, group: int, layer: int, part: int) -> torch.Tensor | None:
-        """What slice `part` of `group` in `layer` adds for x; None where nothing does."""
+    def add(self, y: torch.Tensor, x: torch.Tensor, group: int, layer: int, part: int) -> None:
+        """Add to y, in place, what the step's adapters make of x in slice `part` of a group.
+
+        x [1, rows, in], y [1, rows, out].
+        """
         plan = self._plan.groups[group] if self._plan is not None else None
         if plan is None:
-            return None
+            return
+        pool = self.pools[group]
         if x is not self._input or part == 0:
-            pool = self.pools[group]
-            whole = lora_delta(
-                x.view(-1, x.shape[-1]), pool.a[:, layer], pool.b[:, layer], pool.shape, plan
-            )
-            self._input, self._parts = x, whole.split(pool.shape.out_features, dim=1)
-        return self._parts[part]
+            self._shrunk = lora_shrink(x[0], pool.a[:, layer], pool.shape, plan)
+            self._input = x
+        lora_expand_add(y[0], self._shrunk, pool.b[:, layer], pool.shape, plan, part=part)
 
 
 class LoraLinear(nn.Module):
@@ -49,5 +50,5 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [1, rows, in] -> [1, rows, out]
         y: torch.Tensor = self.base(x)
-        delta = self._step.delta(x, self._group, self._layer, self._part)
-        return y if delta is None else y + delta.view(y.shape)
+        self._step.add(y, x, self._group, self._layer, self._part)
+        return y

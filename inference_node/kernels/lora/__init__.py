@@ -20,7 +20,7 @@ from inference_node.kernels.lora.contract import (
     SlotPages,
 )
 from inference_node.kernels.lora.modules import ModuleGroup, ModuleMap
-from inference_node.kernels.lora.reference import lora_delta
+from inference_node.kernels.lora.reference import lora_delta, lora_expand_add, lora_shrink
 
 __all__ = [
     "BLOCK_WORK",
@@ -32,4 +32,6 @@ __all__ = [
     "ModuleMap",
     "SlotPages",
     "lora_delta",
+    "lora_expand_add",
+    "lora_shrink",
 ]
