@@ -167,7 +167,7 @@ def _tensor_digests(folder: Path) -> Iterator[tuple[str, str]]:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_tensor(name)
                 digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                raw = tensor.contiguous().view(torch.uint8).view(-1).numpy()
+                raw = tensor.reshape(-1).view(torch.uint8).numpy()
                 for start in range(0, raw.size, _HASH_BYTES):
                     digest.update(raw[start : start + _HASH_BYTES])
                 yield name, digest.hexdigest()
