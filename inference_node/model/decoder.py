@@ -124,7 +124,8 @@ def trace_modules(settings: Any) -> ModuleMap:
     """Find the groups by watching which linears receive the same tensor object.
 
     `settings` is a checkpoint's configuration; the traced twin lies on the meta device, so no
-    weight is read and nothing is computed. Raises UnsupportedModel when layers differ.
+    weight is read and nothing is computed. Raises UnsupportedModel when layers differ, or when the
+    model cannot run there.
     """
     seen: list[tuple[str, int, int, int]] = []
     keep_alive: list[torch.Tensor] = []
@@ -142,7 +143,10 @@ def trace_modules(settings: Any) -> ModuleMap:
         for path, module in twin.named_modules():
             if isinstance(module, nn.Linear) and _LAYER.fullmatch(path):
                 watch(path, module)
-        twin(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
+        try:
+            twin(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
+        except Exception as error:
+            raise UnsupportedModel(f"{type(twin).__name__} cannot be traced: {error}") from error
     return _group(seen)
 
 
