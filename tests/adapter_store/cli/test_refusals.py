@@ -263,6 +263,8 @@ def test_no_secret_is_ever_printed(
         {"redis_url": f"redis://:{canary}@127.0.0.1:1/0"},
         {"redis_url": f"redis://:{canary}@127.0.0.1:1/0?health_check_interval=x"},
         {"redis_url": f"redis://:{canary}@[::1"},
+        {"redis_url": f"redis://:{canary}/{canary}@127.0.0.1:1"},
+        {"s3_endpoint": f"http://user:{canary}@127.0.0.1:1"},
         {"redis_url": f"http://:{canary}@127.0.0.1"},
     ]
     for secret in secrets:
