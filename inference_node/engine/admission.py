@@ -172,13 +172,8 @@ class Admission:
         request = sequence.request
         ref = parse_ref(request.adapter, tenant=request.tenant)
         current = self._slots.serving(ref.tenant, ref.adapter)
-        stale_is_fine = (
-            isinstance(error, StoreDown)
-            and not ref.pinned
-            and current is not None
-            and current.gen >= request.min_generation
-        )
-        if stale_is_fine and current is not None:
+        store_down = isinstance(error, StoreDown)
+        if store_down and current is not None and _answers(current, ref, request.min_generation):
             self._pin(sequence, current)
         else:
             self._fail(sequence, error)
@@ -275,3 +270,10 @@ class Admission:
         """Tell the watcher what is served; evictions may have ended some of it."""
         entries = (self._slots.serving(*name) for name in self._slots.served_names())
         self._watcher.watch((e.tenant, e.adapter, e.gen) for e in entries if e is not None)
+
+
+def _answers(current: Entry, ref: AdapterRef, min_generation: int) -> bool:
+    """Whether the store could say no better: a label and a digest never change their meaning."""
+    if ref.pinned:
+        return current.label == ref.label or current.key.vdig == ref.vdig
+    return current.gen >= min_generation

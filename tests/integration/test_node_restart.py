@@ -41,19 +41,23 @@ def test_a_killed_node_serves_the_same_version_when_it_starts_again(
 def test_residents_outlive_their_store_and_the_rest_comes_back_with_it(
     site: Site, node: NodeProcess, unseen: Callable[[], Path], own_services: EmbeddedStack
 ) -> None:
-    site.publish("resident", unseen(), label="v1")
+    vdig = site.publish("resident", unseen(), label="v1").vdig
     site.publish("elsewhere", unseen(), label="v1")
     ask = pb.GenerateRequest(prompt=PROMPT, adapter="elsewhere")
     with node.client() as client:
         before = client.generate(PROMPT, adapter="resident", stopping=exactly(8))
         own_services.kill(S3_SERVICE)
         try:
-            during = client.generate(PROMPT, adapter="resident", stopping=exactly(8))
+            during = [
+                client.generate(PROMPT, adapter=ref, stopping=exactly(8))
+                for ref in ("resident", "resident@v1", f"resident@sha256:{vdig}")
+            ]
             status, error = refused(node, ask)
             assert client.ready()
         finally:
             own_services.restart(S3_SERVICE)
-        assert (during.served, during.token_ids) == (before.served, before.token_ids)
+        for answer in during:
+            assert (answer.served, answer.token_ids) == (before.served, before.token_ids)
         assert (status, type(error)) == (grpc.StatusCode.UNAVAILABLE, StoreDown)
         assert error.retry_after is not None
         after = client.generate(PROMPT, adapter="elsewhere", stopping=exactly(8))
