@@ -14,7 +14,10 @@ from inference_node.kernels.lora import (
     GroupShape,
     LoraPlan,
     SlotPages,
+    contract,
     lora_delta,
+    lora_expand_add,
+    lora_shrink,
 )
 from inference_node.kernels.lora.contract import GroupPlan
 
@@ -162,6 +165,49 @@ def test_a_skewed_mix_of_decode_rows_and_prompts_equals_the_loop(seed: int) -> N
     segments += [(pool.random.randrange(2, 40), adapter) for adapter in prompts]
     for group in range(len(SHAPES)):
         pool.run(segments, group)
+
+
+@pytest.mark.parametrize("work", [1, 30, 10**9])
+def test_however_the_rows_are_cut_into_blocks_the_product_is_the_loops(
+    work: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contract, "BLOCK_WORK", work)
+    pool = Pool()
+    adapters = [pool.add(rank) for rank in (1, 5, 12, 33)]
+    mix: list[Adapter | None] = [None, *adapters, None]
+    segments = [(1, adapter) for adapter in mix * 3]
+    segments += [
+        (length, adapter) for length, adapter in zip((2, 9, 30, 5, 3, 8), mix, strict=True)
+    ]
+    for group in range(len(SHAPES)):
+        pool.run(segments, group)
+
+
+def test_slices_are_added_in_place_to_what_the_base_gave_and_only_there() -> None:
+    pool = Pool()
+    slot = pool.add(12).slot
+    plan = plan_of((1, None), (3, slot), (1, None))
+    x = pool.normal(plan.rows, SHAPES[0].in_features)
+    whole = lora_delta(x, pool.a[0], pool.b[0], SHAPES[0], plan)
+    shrunk = lora_shrink(x, pool.a[0], SHAPES[0], plan)
+    for part, added in enumerate(whole.split(SHAPES[0].out_features, dim=1)):
+        base = pool.normal(plan.rows, SHAPES[0].out_features[part])
+        y = base.clone()
+        lora_expand_add(y, shrunk, pool.b[0], SHAPES[0], plan, part=part)
+        torch.testing.assert_close(y, base + added, rtol=1e-5, atol=1e-5)
+        assert torch.equal(y[[0, 4]], base[[0, 4]])
+
+
+def test_outputs_of_another_shape_or_dtype_are_refused() -> None:
+    pool = Pool()
+    plan = plan_of((2, pool.add(4).slot))
+    shrunk = lora_shrink(pool.normal(2, 24), pool.a[0], SHAPES[0], plan)
+    for shape in ((2, 8), (3, 16), (1, 16), (1, 2, 16)):
+        with pytest.raises(ValueError, match="y is"):
+            lora_expand_add(torch.zeros(shape), shrunk, pool.b[0], SHAPES[0], plan, part=0)
+    y = torch.zeros(2, 16, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="dtypes differ"):
+        lora_expand_add(y, shrunk, pool.b[0], SHAPES[0], plan, part=0)
 
 
 def test_an_adapter_that_misses_a_group_adds_exact_zeros_there() -> None:
