@@ -139,9 +139,11 @@ def refuse_unsupported(settings: Any) -> None:
     if getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True):
         raise UnsupportedModel("sliding-window attention is not served")
     rope = getattr(settings, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
-    if kind not in _SUPPORTED_ROPE:
-        raise UnsupportedModel(f"RoPE of type {kind!r} changes with the length of the sequence")
+    # One set for all layers, or one for each type of layer.
+    for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        kind = each.get("rope_type", "default")
+        if kind not in _SUPPORTED_ROPE:
+            raise UnsupportedModel(f"RoPE of type {kind!r} changes with the length of the sequence")
     if getattr(settings, "quantization_config", None) is not None:
         raise UnsupportedModel("the checkpoint is already quantised; name the original weights")
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -187,6 +188,16 @@ QWEN_WINDOW: dict[str, Any] = {"sliding_window": 64, "max_window_layers": 0}
             lambda: LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
             "dynamic",
             id="dynamic rope",
+        ),
+        pytest.param(
+            lambda: Gemma3TextConfig(
+                num_hidden_layers=1,
+                layer_types=["full_attention"],
+                sliding_window=None,
+                rope_parameters={"full_attention": {"rope_type": "dynamic", "factor": 2.0}},
+            ),
+            "dynamic",
+            id="dynamic rope of one type of layer",
         ),
         pytest.param(lambda: LlamaConfig(rope_parameters=LONG_ROPE), "longrope", id="longrope"),
         pytest.param(
