@@ -23,7 +23,7 @@ from adapter_store.coordination import Hint
 from adapter_store.errors import IntegrityError, NotFound, StoreError
 from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
-from adapter_store.record import VersionRef
+from adapter_store.record import FileEntry, VersionRef
 from adapter_store.validate import check_content
 from inference_node.adapters.outcomes import as_node_error, is_permanent
 from inference_node.adapters.pool import AdapterPool
@@ -163,7 +163,8 @@ class Loader:
         self._max_rank = max_rank
         self._post = post
         self._host = HostTier(host_bytes)
-        self._quarantine: dict[VersionKey, NodeError] = {}
+        self._quarantine: dict[tuple[FileEntry, ...], NodeError] = {}
+        """By the stored chunks: equal content published again comes from other chunks."""
         self._in_flight: set[VersionKey] = set()
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="adapter-load")
         self._resolvers = ThreadPoolExecutor(threads, thread_name_prefix="adapter-resolve")
@@ -235,7 +236,7 @@ class Loader:
         except (StoreError, NodeError) as error:
             translated = as_node_error(error, f"{target.entry.adapter}@{target.entry.label}")
             if is_permanent(translated):
-                self._quarantine[key] = translated
+                self._quarantine[target.version.files] = translated
             self._post(Unprepared(key, translated))
         except Exception as error:
             self._post(Unprepared(key, _unexpected(error)))
@@ -244,8 +245,8 @@ class Loader:
 
     def _fetch(self, target: Target) -> HostAdapter:
         key, version = target.entry.key, target.version
-        if key in self._quarantine:
-            raise self._quarantine[key]
+        if version.files in self._quarantine:
+            raise self._quarantine[version.files]
         self._check_base(AdapterRef(key.tenant, target.entry.adapter), version)
         files = self._reader.fetch(key.tenant, version)
         content = check_content(files, config=version.config, card_modules=self._card)

@@ -286,7 +286,6 @@ class EngineLoop:
     def _hand_out(self, result: Drawn) -> None:
         sequence, token = result.sequence, result.token
         if token is None:
-            self._runner.scrub(sequence.block_table)
             self._fail(
                 sequence,
                 ModelFailure("the model's logits are not finite for this request"),

@@ -40,6 +40,7 @@ class Runner:
     def run(self, step: Step) -> list[Drawn]:
         """One forward pass. Marks the step's tokens as cached; draws where a request is due one."""
         sampling = [item.sequence for item in step.work if item.samples]
+        self._decoder.zero_blocks(self._fresh_blocks(step))
         logits = self._decoder.forward(self.batch(step))
         for item in step.work:
             item.sequence.cached += item.length
@@ -81,6 +82,14 @@ class Runner:
             logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=self._device),
         )
 
-    def scrub(self, blocks: list[int]) -> None:
-        """Zero blocks whose values may not be finite, before another request gets them."""
-        self._decoder.zero_blocks(blocks)
+    def _fresh_blocks(self, step: Step) -> list[int]:
+        """Blocks this step writes first.
+
+        Attention multiplies what it masks by zero instead of leaving it out, so whatever an
+        earlier request left in a block must be finite, and zeros are.
+        """
+        fresh: list[int] = []
+        for item in step.work:
+            used = -(-item.sequence.cached // self._block_tokens)
+            fresh += item.sequence.block_table[used:]
+        return fresh

@@ -78,9 +78,12 @@ class Decoder:
             ]
 
     def zero_blocks(self, blocks: list[int]) -> None:
-        """Overwrite blocks that may hold values that are not finite."""
+        """Forget what blocks hold."""
+        if not blocks:
+            return
+        index = torch.tensor(blocks, device=self.base.device)
         for cache in (*self._cache.k, *self._cache.v):
-            cache[blocks] = 0
+            cache.index_fill_(0, index, 0)
 
     def bind_pool(self, pools: tuple[GroupPool, ...]) -> None:
         self._step.pools = pools

@@ -21,7 +21,7 @@ from adapter_store.errors import (
 from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
 from adapter_store.reader import Resolved as Found
-from adapter_store.record import Record, RecordKind, VersionRef
+from adapter_store.record import Chunk, FileEntry, Record, RecordKind, VersionRef
 from inference_node.adapters.loader import (
     Filled,
     Learned,
@@ -297,16 +297,20 @@ def test_a_store_that_was_away_is_asked_again(desk: Desk) -> None:
     assert isinstance(desk.prepared(target), Prepared)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="quarantine is by content digest, and equal content published again has the same one: "
-    "a node that met damaged bytes refuses the repaired version until it restarts",
-)
 def test_damaged_bytes_repaired_by_publishing_again_are_served(desk: Desk) -> None:
-    target = target_of(desk.store.publish("anna", 1))
+    """A repair has the same digest and lies in other chunks."""
+    version = desk.store.publish("anna", 1)
+
+    def stored_at(key: str) -> VersionRef:
+        chunk = Chunk(key, 0, 1, "0" * 64)
+        return replace(version, files=(FileEntry("weights", 1, "0" * 64, (chunk,)),))
+
+    damaged = target_of(stored_at("first"))
     desk.store.failures.append(IntegrityError("a chunk comes back damaged"))
-    assert isinstance(desk.refusal(target), AdapterCorrupt)
-    repaired = target_of(target.version, gen=2)
+    assert isinstance(desk.refusal(damaged), AdapterCorrupt)
+    assert isinstance(desk.refusal(damaged), AdapterCorrupt)
+    repaired = target_of(stored_at("again"), gen=2)
+    assert repaired.entry.key == damaged.entry.key
     assert isinstance(desk.prepared(repaired), Prepared)
 
 

@@ -4,6 +4,7 @@ vllm#47724   a routing memo outlived the slot layout, so a request ran on anothe
 sglang#8103  what an evicted adapter left in its buffers leaked into the next one
 sglang#8263  a re-used name reached, or evicted, another version's buffer
 sglang#23141 adapters and a base request in one batch stopped the scheduler
+flashinfer#942  a NaN left in a re-used KV page reached other requests
 vllm#11077   only as many adapters as there were slots were ever answered
 """
 
@@ -20,6 +21,8 @@ from inference_node.adapters.slots import Resident, SlotTable, VersionKey
 from inference_node.adapters.weights import HostAdapter
 from inference_node.errors import EngineFailure
 from inference_node.kernels.lora import SlotPages
+from inference_node.model.decoder import Decoder
+from inference_node.request import Completed
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.harness import Node
 from tests.inference_node.tiny import make_adapter
@@ -262,3 +265,29 @@ def test_loading_a_version_twice_gives_bit_equal_pages(
     for before, after in zip(first, pages_of(names[0]), strict=True):
         assert torch.equal(before[0], after[0])
         assert torch.equal(before[1], after[1])
+
+
+def answer_after_poison(node: Node) -> list[int] | None:
+    """Fill every block nobody holds with NaN and ask again; None when the request failed."""
+    node.ask("", tokens=4).wait()
+    node.settle()
+    cache = node.engine._runner._decoder._cache
+    for tensor in (*cache.k, *cache.v):
+        tensor[1:] = torch.nan
+    answer = node.ask("", tokens=40).wait()
+    return answer.token_ids if isinstance(answer.events[-1], Completed) else None
+
+
+def test_flashinfer_942_what_an_earlier_request_left_in_a_kv_block_reaches_nobody(
+    start_tiny: StartTiny,
+) -> None:
+    expected = start_tiny().ask("", tokens=40).tokens
+    assert answer_after_poison(start_tiny()) == expected
+
+
+def test_flashinfer_942_control_blocks_that_are_not_zeroed_are_seen(
+    start_tiny: StartTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "zero_blocks", lambda self, blocks: None)
+    expected = start_tiny().ask("", tokens=40).tokens
+    assert answer_after_poison(start_tiny()) != expected
