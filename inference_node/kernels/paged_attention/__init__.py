@@ -8,8 +8,8 @@ c_i - len(q_i) + j + 1 of them::
 
 Caches are [blocks, block_tokens, kv_heads, head_dim]; block 0 is never handed out and holds zeros.
 What is masked is multiplied by zero, not left out: every value of a sequence's own blocks must be
-finite, past its context too, so a block is zeroed when it is handed out. After PagedAttention (arXiv
-2309.06180).
+finite, past its context too, so a block is zeroed when it is handed out.
+After PagedAttention (arXiv 2309.06180).
 """
 
 from inference_node.kernels.paged_attention.contract import AttentionPlan, Chunk
