@@ -166,8 +166,8 @@ class Loader:
         self._quarantine: dict[tuple[FileEntry, ...], NodeError] = {}
         """By the stored chunks: equal content published again comes from other chunks."""
         self._in_flight: set[VersionKey] = set()
-        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="adapter-load")
-        self._resolvers = ThreadPoolExecutor(threads, thread_name_prefix="adapter-resolve")
+        self._workers = ThreadPoolExecutor(threads, "adapter-load")
+        self._resolvers = ThreadPoolExecutor(threads, "adapter-resolve")
 
     def resolve(self, token: str, ref: AdapterRef, min_generation: int) -> None:
         """Posts Resolved or Unresolved for `token`."""

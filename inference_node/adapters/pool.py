@@ -7,6 +7,7 @@ list can raise, but it cannot serve another tenant's weights.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from inference_node.adapters.slots import PageAllocator, Resident
@@ -58,8 +59,8 @@ class AdapterPool:
             if group is None:
                 continue
             for page, a, b in zip(pages, group.a, group.b, strict=True):
-                pool.a[page].copy_(a, non_blocking=True)
-                pool.b[page].copy_(b, non_blocking=True)
+                _copy(a, pool.a[page])
+                _copy(b, pool.b[page])
 
     def routing(self, held: Resident) -> SlotPages:
         """A leased version's pages for one step. Raises StalePages when they are not its own."""
@@ -75,3 +76,11 @@ class AdapterPool:
             (pool.a[list(pages)].clone(), pool.b[list(pages)].clone())
             for pool, pages in zip(self.groups, held.pages, strict=True)
         )
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Fill a page; on the host by numpy, because torch's worker threads are the engine thread's."""
+    if target.device.type == "cpu":
+        np.copyto(target.view(torch.uint8).numpy(), source.view(torch.uint8).numpy())
+    else:
+        target.copy_(source)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
+import numpy as np
 import torch
 
 from adapter_store.validate import AdapterTensors
@@ -58,16 +60,8 @@ def host_adapter(
         group = groups[index]
         if group is None:
             group = groups[index] = HostGroup(
-                torch.zeros(
-                    (pages, modules.layers, *shape.a_page),
-                    dtype=dtype,
-                    pin_memory=pin,
-                ),
-                torch.zeros(
-                    (pages, modules.layers, *shape.b_page),
-                    dtype=dtype,
-                    pin_memory=pin,
-                ),
+                _zeros((pages, modules.layers, *shape.a_page), dtype=dtype, pin=pin),
+                _zeros((pages, modules.layers, *shape.b_page), dtype=dtype, pin=pin),
             )
         first = sum(shape.out_features[:part])
         columns = slice(first, first + shape.out_features[part])
@@ -79,3 +73,11 @@ def host_adapter(
             group.a[page, layer, part, :count] = a[ranks]
             group.b[page, layer, :count, columns] = b[:, ranks].T
     return HostAdapter(tuple(groups), content.spec.scale)
+
+
+def _zeros(shape: tuple[int, ...], *, dtype: torch.dtype, pin: bool) -> torch.Tensor:
+    """Zeros on the host, without torch's worker threads: they belong to the engine thread."""
+    if pin:
+        return torch.zeros(shape, dtype=dtype, pin_memory=True)
+    raw = np.zeros(prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)

@@ -14,7 +14,7 @@ from inference_node.config import EngineConfig
 from inference_node.engine.admission import Admission
 from inference_node.engine.kv_blocks import BlockAllocator
 from inference_node.engine.loop import EngineLoop, Inbox
-from inference_node.engine.runner import Runner
+from inference_node.engine.runner import Runner, leave_the_cores
 from inference_node.engine.scheduler import Scheduler
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import NodeError
@@ -56,6 +56,7 @@ def build_engine(
 
     Raises BaseModelUnavailable, UnsupportedModel or BadConfiguration.
     """
+    leave_the_cores()
     base = load_base(config)
     decoder = Decoder(base, linears=config.linears)
     blocks = BlockAllocator(

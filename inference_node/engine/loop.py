@@ -218,6 +218,7 @@ class EngineLoop:
         assert leased == self._slots.lease_count, "each lease belongs to one request"
 
     def _run(self) -> None:
+        self._runner.take_the_cores()
         while not self._stopping:
             stuck = self._turn()
             if stuck and not self._stopping:

@@ -19,6 +19,19 @@ from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
 
+CORES = torch.get_num_threads()
+"""What torch would use, read before anyone changes it."""
+
+
+def leave_the_cores() -> None:
+    """Called by the thread that builds the engine, before it does any work in torch.
+
+    Each thread that runs parallel torch code gets OpenMP workers of its own, and OpenMP stops
+    spinning at barriers once there are more of them than cores: a decode step then takes twice as
+    long. So the engine thread alone has workers; threads beside it copy with numpy.
+    """
+    torch.set_num_threads(1)
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -36,6 +49,10 @@ class Runner:
         self._pool = pool
         self._block_tokens = block_tokens
         self._device = decoder.base.device
+
+    def take_the_cores(self) -> None:
+        """Called by the engine thread before its first step."""
+        torch.set_num_threads(CORES)
 
     def run(self, step: Step) -> list[Drawn]:
         """One forward pass. Marks the step's tokens as cached; draws where a request is due one."""
