@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 setup: $(STAMP) ## make .venv and the default base model
-	@$(BIN)/python -m inference_node.model.default_base
+	@$(BIN)/python -m inference_node.model.default_base > /dev/null
 
 demo: setup ## the whole product on a real 4-bit model, in one terminal
 	@$(BIN)/python examples/demo.py
