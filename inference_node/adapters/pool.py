@@ -68,7 +68,7 @@ class AdapterPool:
             for page in pages:
                 if self._stamps[group][page] != held.stamp:
                     raise StalePages(f"page {page} of group {group} is not {held.key}'s")
-        return SlotPages(held.pages, held.scale)
+        return SlotPages(held.pages, held.scale, held.stamp)
 
     def read_back(self, held: Resident) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """Copies of a version's pages, for tests and audits."""

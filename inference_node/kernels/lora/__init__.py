@@ -14,23 +14,33 @@ S-LoRA's paged pool (arXiv 2311.03285).
 from inference_node.kernels.lora.contract import (
     BLOCK_WORK,
     PAGE_RANKS,
+    GroupPlan,
     GroupPool,
     GroupShape,
     LoraPlan,
     SlotPages,
 )
 from inference_node.kernels.lora.modules import ModuleGroup, ModuleMap
-from inference_node.kernels.lora.reference import lora_delta, lora_expand_add, lora_shrink
+from inference_node.kernels.lora.reference import (
+    gather_a,
+    gather_b,
+    lora_delta,
+    lora_expand_add,
+    lora_shrink,
+)
 
 __all__ = [
     "BLOCK_WORK",
     "PAGE_RANKS",
+    "GroupPlan",
     "GroupPool",
     "GroupShape",
     "LoraPlan",
     "ModuleGroup",
     "ModuleMap",
     "SlotPages",
+    "gather_a",
+    "gather_b",
     "lora_delta",
     "lora_expand_add",
     "lora_shrink",

@@ -61,6 +61,8 @@ class SlotPages:
 
     pages: tuple[tuple[int, ...], ...]  # [groups][pages of this adapter]
     scale: float
+    stamp: int
+    """Distinct for every filling of pages: pages with equal stamps hold equal bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class LoraPlan:
 
     groups: tuple[GroupPlan | None, ...]
     """None where no adapter of the step touches the group."""
+    content: tuple[tuple[int, ...], ...]
+    """Stamps of the adapters of every block: steps with equal content read equal pages."""
 
     @classmethod
     def build(
@@ -110,7 +114,10 @@ class LoraPlan:
             made = (_block(batch, group, device=device, dtype=dtype) for batch in batches)
             blocks = tuple(block for block in made if block is not None)
             plans.append(GroupPlan(rows, blocks) if blocks else None)
-        return cls(tuple(plans)) if any(plans) else None
+        content = tuple(
+            tuple(slot.stamp for _, _, slot in batch if slot is not None) for batch in batches
+        )
+        return cls(tuple(plans), content) if any(plans) else None
 
 
 _Segment = tuple[int, int, SlotPages | None]

@@ -1,6 +1,7 @@
 """Serving bugs that other engines shipped, each with a control: the bug seeded here is seen.
 
 vllm#47724   a routing memo outlived the slot layout, so a request ran on another tenant's adapter
+vllm#38606   two adapters in turn, faster than a cache was cleared, read each other's state
 sglang#8103  what an evicted adapter left in its buffers leaked into the next one
 sglang#8263  a re-used name reached, or evicted, another version's buffer
 sglang#23141 adapters and a base request in one batch stopped the scheduler
@@ -10,6 +11,7 @@ vllm#11077   only as many adapters as there were slots were ever answered
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +89,7 @@ def test_vllm_47724_control_a_routing_memo_by_row_is_seen(
     pool = node.engine._runner._pool
 
     def remembered(held: Resident) -> SlotPages:
-        return memo.setdefault(held.leases, SlotPages(held.pages, held.scale))
+        return memo.setdefault(held.leases, SlotPages(held.pages, held.scale, held.stamp))
 
     monkeypatch.setattr(pool, "routing", remembered)
     assert churn(node, names, truth)
@@ -122,7 +124,9 @@ def test_control_without_the_page_stamps_the_same_fault_answers_wrongly(
     answers_alone(node, names)
     undisturbed = node.ask(names[0], tokens=300).tokens
     monkeypatch.setattr(SlotTable, "_idle", evict_leased)
-    monkeypatch.setattr(AdapterPool, "routing", lambda _, held: SlotPages(held.pages, held.scale))
+    monkeypatch.setattr(
+        AdapterPool, "routing", lambda _, held: SlotPages(held.pages, held.scale, held.stamp)
+    )
     long = node.ask(names[0], tokens=300).wait(tokens=2)
     for name in names[1:]:
         node.ask(name, tokens=4).wait()
@@ -291,3 +295,31 @@ def test_flashinfer_942_control_blocks_that_are_not_zeroed_are_seen(
     monkeypatch.setattr(Decoder, "zero_blocks", lambda self, blocks: None)
     expected = start_tiny().ask("", tokens=40).tokens
     assert answer_after_poison(start_tiny()) != expected
+
+
+def test_pages_kept_from_the_last_step_are_the_next_steps_only_while_its_content_is_the_same(
+    start_tiny: StartTiny, tmp_path: Path
+) -> None:
+    """Alternating adapters in batches of one shape, as vllm#38606 did every 8 ms."""
+    node = small_node(start_tiny, pages=2)
+    names = publish_many(node, tmp_path, 5)
+    truth = answers_alone(node, names)
+    for _ in range(3):
+        for name in names:
+            assert node.ask(name).tokens == truth[name]
+    node.settle()
+
+
+def test_control_pages_kept_by_the_shape_of_the_batch_are_seen(
+    start_tiny: StartTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = small_node(start_tiny, pages=2)
+    names = publish_many(node, tmp_path, 3)
+    truth = answers_alone(node, names)
+    routing = AdapterPool.routing
+
+    def same_stamp(pool: AdapterPool, held: Resident) -> SlotPages:
+        return replace(routing(pool, held), stamp=0)
+
+    monkeypatch.setattr(AdapterPool, "routing", same_stamp)
+    assert [name for name in names if node.ask(name).tokens != truth[name]]

@@ -15,6 +15,8 @@ from inference_node.kernels.lora import (
     LoraPlan,
     SlotPages,
     contract,
+    gather_a,
+    gather_b,
     lora_delta,
     lora_expand_add,
     lora_shrink,
@@ -73,7 +75,7 @@ class Pool:
                 self.b[group][page, :count] = b[ranks]
             factors.append((a, b))
             pages.append(taken)
-        return Adapter(tuple(factors), SlotPages(tuple(pages), scale))
+        return Adapter(tuple(factors), SlotPages(tuple(pages), scale, 0))
 
     def normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator) / 4
@@ -189,11 +191,12 @@ def test_slices_are_added_in_place_to_what_the_base_gave_and_only_there() -> Non
     plan = plan_of((1, None), (3, slot), (1, None))
     x = pool.normal(plan.rows, SHAPES[0].in_features)
     whole = lora_delta(x, pool.a[0], pool.b[0], SHAPES[0], plan)
-    shrunk = lora_shrink(x, pool.a[0], SHAPES[0], plan)
+    shrunk = lora_shrink(x, gather_a(pool.a[0], SHAPES[0], plan), SHAPES[0], plan)
     for part, added in enumerate(whole.split(SHAPES[0].out_features, dim=1)):
         base = pool.normal(plan.rows, SHAPES[0].out_features[part])
         y = base.clone()
-        lora_expand_add(y, shrunk, pool.b[0], SHAPES[0], plan, part=part)
+        ups = gather_b(pool.b[0], SHAPES[0], plan, part=part)
+        lora_expand_add(y, shrunk, ups, plan, part=part)
         torch.testing.assert_close(y, base + added, rtol=1e-5, atol=1e-5)
         assert torch.equal(y[[0, 4]], base[[0, 4]])
 
@@ -201,13 +204,15 @@ def test_slices_are_added_in_place_to_what_the_base_gave_and_only_there() -> Non
 def test_outputs_of_another_shape_or_dtype_are_refused() -> None:
     pool = Pool()
     plan = plan_of((2, pool.add(4).slot))
-    shrunk = lora_shrink(pool.normal(2, 24), pool.a[0], SHAPES[0], plan)
+    downs = gather_a(pool.a[0], SHAPES[0], plan)
+    shrunk = lora_shrink(pool.normal(2, 24), downs, SHAPES[0], plan)
+    ups = gather_b(pool.b[0], SHAPES[0], plan, part=0)
     for shape in ((2, 8), (3, 16), (1, 16), (1, 2, 16)):
         with pytest.raises(ValueError, match="y is"):
-            lora_expand_add(torch.zeros(shape), shrunk, pool.b[0], SHAPES[0], plan, part=0)
+            lora_expand_add(torch.zeros(shape), shrunk, ups, plan, part=0)
     y = torch.zeros(2, 16, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="dtypes differ"):
-        lora_expand_add(y, shrunk, pool.b[0], SHAPES[0], plan, part=0)
+        lora_expand_add(y, shrunk, ups, plan, part=0)
 
 
 def test_an_adapter_that_misses_a_group_adds_exact_zeros_there() -> None:
@@ -230,7 +235,7 @@ def test_rows_of_the_base_get_exact_zeros_beside_rows_with_adapters() -> None:
 
 
 def test_a_step_without_adapters_has_no_plan() -> None:
-    none_here = SlotPages(((), ()), 1.0)
+    none_here = SlotPages(((), ()), 1.0, 0)
     assert (
         LoraPlan.build([(0, 1, None), (1, 9, None)], groups=2, device=CPU, dtype=torch.float32)
         is None
@@ -263,7 +268,7 @@ def test_control_a_page_of_another_adapter_in_the_list_is_seen() -> None:
     pool = Pool()
     adapter, other = pool.add(12), pool.add(12)
     own = adapter.slot.pages[0]
-    adapter.slot = SlotPages(((own[0], other.slot.pages[0][1]), adapter.slot.pages[1]), 1.5)
+    adapter.slot = SlotPages(((own[0], other.slot.pages[0][1]), adapter.slot.pages[1]), 1.5, 0)
     with pytest.raises(AssertionError):
         pool.run([(1, adapter)], 0)
 
@@ -271,7 +276,7 @@ def test_control_a_page_of_another_adapter_in_the_list_is_seen() -> None:
 def test_control_a_page_that_was_never_written_is_seen() -> None:
     pool = Pool()
     adapter = pool.add(12)
-    adapter.slot = SlotPages(((adapter.slot.pages[0][0], pool.free[0][0]), ()), 1.5)
+    adapter.slot = SlotPages(((adapter.slot.pages[0][0], pool.free[0][0]), ()), 1.5, 0)
     with pytest.raises(AssertionError):
         pool.run([(1, adapter)], 0)
 
