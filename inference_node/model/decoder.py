@@ -66,7 +66,7 @@ class Decoder:
     def allocate_cache(self, *, blocks: int, block_tokens: int) -> None:
         """Fix the KV cache: `blocks` blocks beside block 0, which takes no sequence's tokens."""
         settings = self.base.model.config
-        heads = settings.num_key_value_heads
+        heads = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
         dim = getattr(settings, "head_dim", None) or (
             settings.hidden_size // settings.num_attention_heads
         )
