@@ -1,7 +1,7 @@
 """What replaces a linear of the base model: the same 4-bit product plus each row's own adapter.
 
 Linears that read one tensor object (q, k and v; gate and up) form a group. The first of a group to
-run computes the adapter product of all of them; the others take their slice of it.
+run multiplies the input by the A pages of all of them; each then adds its own slice of B.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class StepLora:
     """The adapter side of one running forward pass; owned by the decoder, used by one thread.
 
     Pages gathered for a step are kept for the next one while it reads the very same content, told
-    by the stamps of its adapters and never by names, rows or page numbers.
+    by the stamps of its adapters and never by names, rows or page numbers. That is a second copy of
+    the pages one step reads, beside the pool's fixed size and never larger than it.
     """
 
     def __init__(self) -> None:
