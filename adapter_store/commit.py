@@ -61,6 +61,7 @@ from adapter_store.record import Record, RecordKind
 from adapter_store.settle import settle
 from adapter_store.slot import Slot
 from adapter_store.upload import (
+    UPLOAD_THREADS,
     NoProgress,
     Uploader,
     UploadProgress,
@@ -80,6 +81,8 @@ class Limits:
     settle_s: float = 30.0
     """After that, to learn or to fill the slot."""
     attempts: int = 5
+    parallel: int = UPLOAD_THREADS
+    """Chunks on their way at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +306,7 @@ class _Run:
             before_write=self._fencing.ensure,
             sleep=self._env.sleep,
             progress=self._progress,
+            parallel=self._env.limits.parallel,
         )
         placed = uploader.place(content.files)
         self._bytes_sent += placed.bytes_sent

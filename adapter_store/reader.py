@@ -31,7 +31,7 @@ from adapter_store.record import (
 
 MAX_VERSION_BYTES = 512 * 1024 * 1024
 _REMEMBERED_RECORDS = 1024
-_FETCH_THREADS = 4
+FETCH_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,17 @@ class _Known:
 class Reader:
     """Reads logs and content; safe for several threads, and writes nothing to the store."""
 
-    def __init__(self, store: ObjectStore, *, cache: ContentCache | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        cache: ContentCache | None = None,
+        parallel: int = FETCH_THREADS,
+    ) -> None:
+        """`fetch` asks for `parallel` chunks at once; 1 needs no thread but the caller's."""
         self._store = store
         self._cache = cache
+        self._parallel = parallel
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], _Known] = {}
         self._old: OrderedDict[tuple[str, str, int], Record] = OrderedDict()
@@ -215,9 +223,10 @@ class Reader:
         return _resolved(record, record.active) if record.active else None
 
     def _fetch_all(self, chunks: list[Chunk]) -> list[bytes]:
-        if len(chunks) < 2:
+        threads = min(self._parallel, len(chunks))
+        if threads < 2:
             return [self._chunk(chunk) for chunk in chunks]
-        with ThreadPoolExecutor(_FETCH_THREADS, "fetch") as pool:
+        with ThreadPoolExecutor(threads, "fetch") as pool:
             return list(pool.map(self._chunk, chunks))
 
     def _chunk(self, chunk: Chunk) -> bytes:

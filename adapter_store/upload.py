@@ -136,7 +136,9 @@ class Uploader:
         before_write: Callable[[], None],
         sleep: Callable[[float], None],
         progress: UploadProgress,
+        parallel: int = UPLOAD_THREADS,
     ) -> None:
+        """At most `parallel` chunks travel at once; 1 needs no thread but the caller's."""
         self._store = store
         self._tenant = tenant
         self._txid = txid
@@ -146,6 +148,7 @@ class Uploader:
         self._before_write = before_write
         self._sleep = sleep
         self._progress = progress
+        self._parallel = parallel
         self._lock = threading.Lock()
         self._bytes_sent = 0
 
@@ -161,9 +164,10 @@ class Uploader:
         return Placed(placed, self._bytes_sent)
 
     def _place_all(self, chunks: list[Chunk]) -> list[str]:
-        if len(chunks) < 2:
+        threads = min(self._parallel, len(chunks))
+        if threads < 2:
             return [self._place(chunk) for chunk in chunks]
-        with ThreadPoolExecutor(min(UPLOAD_THREADS, len(chunks)), "upload") as pool:
+        with ThreadPoolExecutor(threads, "upload") as pool:
             futures = [pool.submit(self._place, chunk) for chunk in chunks]
             wait(futures, return_when=FIRST_EXCEPTION)
             pool.shutdown(wait=True, cancel_futures=True)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -153,7 +153,9 @@ class Loader:
         max_rank: int,
         threads: int,
         post: Callable[[LoaderEvent], None],
+        executor: Callable[[int, str], Executor] = ThreadPoolExecutor,
     ) -> None:
+        """`executor` makes a pool of so many workers under a name."""
         self._reader = reader
         self._modules = modules
         self._card = modules.modules()
@@ -166,8 +168,8 @@ class Loader:
         self._quarantine: dict[tuple[FileEntry, ...], NodeError] = {}
         """By the stored chunks: equal content published again comes from other chunks."""
         self._in_flight: set[VersionKey] = set()
-        self._workers = ThreadPoolExecutor(threads, "adapter-load")
-        self._resolvers = ThreadPoolExecutor(threads, "adapter-resolve")
+        self._workers = executor(threads, "adapter-load")
+        self._resolvers = executor(threads, "adapter-resolve")
 
     def resolve(self, token: str, ref: AdapterRef, min_generation: int) -> None:
         """Posts Resolved or Unresolved for `token`."""
@@ -331,10 +333,14 @@ class Watcher:
     def note_checked(self, tenant: str, adapter: str) -> None:
         self._checked[tenant, adapter] = self._clock()
 
+    def turn(self, hints: Sequence[Hint]) -> None:
+        """Look at every name that `hints` or the clock make due. May block."""
+        for name in self._due(hints):
+            self._look(name)
+
     def _run(self) -> None:
         while not self._stop.is_set():
-            for name in self._due(self._wait()):
-                self._look(name)
+            self.turn(self._wait())
 
     def _wait(self) -> Sequence[Hint]:
         if self._hints is not None:
