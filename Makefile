@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
+SCALE  ?= 1.0
+SEED   ?= 0
+ROWS   ?=
 
-.PHONY: help setup demo test lint protos up down bench clean
+.PHONY: help setup demo test lint protos up down bench chaos clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
 
@@ -42,6 +45,9 @@ down: $(STAMP) ## stop what `make up` started
 
 bench: setup ## throughput beside PEFT, in one run
 	$(BIN)/python benchmarks/throughput.py
+
+chaos: setup ## the proof suite, 40 minutes; SCALE=0.1 shortens it, ROWS=T4,T7 chooses
+	$(BIN)/python -m tests.chaos --scale $(SCALE) --seed $(SEED) $(if $(ROWS),--rows $(ROWS))
 
 clean: ## remove .venv and local state
 	rm -rf $(VENV) .lorapool

@@ -35,13 +35,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
 @pytest.fixture(scope="session")
 def services(request: pytest.FixtureRequest) -> Endpoints:
     """Where the services of this session are, embedded or named by the environment."""
-    s3, redis = _named_s3(), os.environ.get("LORAPOOL_TEST_REDIS_URL", "")
-    embedded = None
-    if s3 is None or not redis:
-        embedded = request.getfixturevalue("stack").endpoints
-    base = s3 or embedded
-    assert base is not None
-    return replace(base, redis_url=redis or (embedded or base).redis_url)
+    return named_or(lambda: request.getfixturevalue("stack").endpoints)
 
 
 @pytest.fixture
@@ -51,7 +45,7 @@ def endpoints(services: Endpoints, redis_url: str) -> Iterator[Endpoints]:
     store = open_endpoint(own)
     store.ensure_bucket()
     yield own
-    _remove_bucket(store)
+    remove_bucket(store)
 
 
 @pytest.fixture
@@ -95,6 +89,15 @@ def open_endpoint(endpoints: Endpoints) -> S3Store:
     )
 
 
+def named_or(embedded: Callable[[], Endpoints]) -> Endpoints:
+    """The services that the environment names; for what it does not name, `embedded`."""
+    s3, redis = _named_s3(), os.environ.get("LORAPOOL_TEST_REDIS_URL", "")
+    if s3 is not None and redis:
+        return replace(s3, redis_url=redis)
+    own = embedded()
+    return replace(s3 or own, redis_url=redis or own.redis_url)
+
+
 def _named_s3() -> Endpoints | None:
     endpoint = os.environ.get("LORAPOOL_TEST_S3_ENDPOINT")
     if not endpoint:
@@ -107,7 +110,7 @@ def _named_s3() -> Endpoints | None:
     )
 
 
-def _remove_bucket(store: S3Store) -> None:
+def remove_bucket(store: S3Store) -> None:
     while keys := store.list("").keys:
         for key in keys:
             store.delete(key)

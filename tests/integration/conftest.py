@@ -25,7 +25,7 @@ from inference_node.client import Client
 from inference_node.config import EngineConfig
 from inference_node.engine.build import base_card
 from inference_node.model.default_base import ensure_default_base
-from tests.conftest import _remove_bucket, open_endpoint
+from tests.conftest import open_endpoint, remove_bucket
 from tests.inference_node.harness import Node, start_node
 from tests.inference_node.tiny import make_adapter, make_checkpoint
 from tests.integration.node_process import NodeProcess
@@ -72,7 +72,7 @@ def site(
     store.ensure_bucket()
     folder = tmp_path_factory.mktemp("site")
     yield Site(endpoints, Path(engine_config.base_model), base_card(engine_config), folder)
-    _remove_bucket(store)
+    remove_bucket(store)
 
 
 @pytest.fixture(scope="session")

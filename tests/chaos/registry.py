@@ -1,0 +1,39 @@
+"""Which rows there are."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from tests.chaos.bench import Bench
+from tests.chaos.row import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row: where it lives and how long it takes."""
+
+    id: str
+    module: str
+    """Below tests.chaos; has `run(scale, seed, bench) -> Row`."""
+    title: str
+    minutes: float
+    """What the full scale takes on 2 cores, alone."""
+    short: float
+    """The scale at which it takes a few seconds, for the tests."""
+    alone: bool = False
+    """Whether its figures are times, so that nothing may run beside it."""
+
+    def run(self, scale: float, seed: int, bench: Bench) -> Row:
+        module = importlib.import_module(f"tests.chaos.{self.module}")
+        row: Row = module.run(scale, seed, bench)
+        assert row.id == self.id, f"{self.module} reports itself as {row.id}"
+        return row
+
+
+ROWS = (Entry("T2", "exhausted_model", "the model of the protocol, exhausted", 0.5, short=0.0),)
+
+
+def entry(row_id: str) -> Entry:
+    """Raises KeyError for an unknown row."""
+    return {one.id: one for one in ROWS}[row_id]

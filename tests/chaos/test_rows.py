@@ -1,0 +1,32 @@
+"""Every row of the proof suite in its short form: a few seconds each, the same code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapter_store.settings import Endpoints
+from tests.chaos.bench import Bench
+from tests.chaos.registry import ROWS, Entry
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    def services() -> Endpoints:
+        found: Endpoints = request.getfixturevalue("services")
+        return found
+
+    return Bench(tmp_path, services)
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("entry", ROWS, ids=[one.id for one in ROWS])
+def test_a_row_in_short_breaks_no_promise_and_catches_every_control(
+    entry: Entry, bench: Bench
+) -> None:
+    row = entry.run(entry.short, 0, bench)
+    assert list(row.violations) == []
+    assert row.missed == []
+    assert row.cases > 0
+    assert row.controls, "a zero without a control is not evidence"
