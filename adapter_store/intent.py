@@ -8,14 +8,13 @@ other, so no chunk is deleted that a commit is about to name.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from adapter_store.errors import IntegrityError
+from adapter_store.errors import IntegrityError, InvalidName
+from adapter_store.names import MAX_GENERATION, check_digest, check_id
 from adapter_store.record import canonical_json
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +41,37 @@ class Plan:
 
 
 def decode_intent(body: bytes) -> Intent:
-    """Raises IntegrityError."""
-    return _decode(
-        body,
-        "an intent",
-        lambda value: Intent(str(value["adapter"]), int(value["slot"]), tuple(value["digests"])),
-    )
+    """Raises IntegrityError on anything but a canonical intent."""
+    value = _fields(body, "an intent", {"adapter": str, "digests": list, "slot": int})
+    intent = Intent(value["adapter"], value["slot"], tuple(value["digests"]))
+    try:
+        check_id("adapter", intent.adapter)
+        for digest in intent.digests:
+            check_digest(digest)
+    except InvalidName as error:
+        raise IntegrityError(f"not an intent: {error}") from error
+    if not 1 <= intent.slot <= MAX_GENERATION:
+        raise IntegrityError(f"not an intent: slot {intent.slot} is in no log")
+    return intent
 
 
 def decode_plan(body: bytes) -> Plan:
-    """Raises IntegrityError."""
-    return _decode(body, "a collection plan", lambda value: Plan(tuple(value["keys"])))
+    """Raises IntegrityError on anything but a canonical collection plan."""
+    return Plan(tuple(_fields(body, "a collection plan", {"keys": list})["keys"]))
 
 
-def _decode(body: bytes, what: str, build: Callable[[Mapping[str, Any]], _T]) -> _T:
+def _fields(body: bytes, what: str, types: Mapping[str, type]) -> dict[str, Any]:
+    """A canonical object with exactly these fields; every list holds texts."""
     try:
-        return build(json.loads(body))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        value = json.loads(body)
+        canonical = canonical_json(value) == body
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"not {what}: {error}") from error
+    if not canonical or not isinstance(value, dict):
+        raise IntegrityError(f"not {what} in canonical form")
+    if {name: type(field) for name, field in value.items()} != types:
+        raise IntegrityError(f"not {what}: a field is missing, unknown or of the wrong type")
+    lists = (field for field in value.values() if isinstance(field, list))
+    if not all(type(text) is str for texts in lists for text in texts):
+        raise IntegrityError(f"not {what}: a list holds something else than texts")
+    return value

@@ -17,41 +17,18 @@ import re
 from dataclasses import dataclass
 
 from adapter_store.errors import InvalidName
+from adapter_store.names import MAX_GENERATION as MAX_GENERATION
+from adapter_store.names import check_digest as check_digest
+from adapter_store.names import check_id as check_id
+from adapter_store.names import check_txid as check_txid
+from adapter_store.names import shown
 
 ROOT = "v1"
 FORMAT_KEY = f"{ROOT}/format"
 DEFAULT_TENANT = "default"
-MAX_GENERATION = 2**63 - 1
 CHUNK_BYTES = 16 * 1024 * 1024
 
-_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-_HEX64 = re.compile(r"[0-9a-f]{64}")
-_TXID = re.compile(r"[0-9a-f]{32}")
-_LOG_NAME = re.compile(r"([0-9a-f]{16})-([0-9]{1,19})")
-
-
-def check_id(kind: str, value: str) -> str:
-    """`value` itself when it obeys the id grammar; raises InvalidName naming `kind` otherwise."""
-    if not _ID.fullmatch(value) or ".." in value:
-        raise InvalidName(
-            f"{kind} {value!r} is not a valid name",
-            hint="1 to 64 of a-z 0-9 . _ -, no '..', first and last a letter or digit",
-        )
-    return value
-
-
-def check_digest(value: str) -> str:
-    """`value` itself when it is 64 lower-case hex digits; raises InvalidName."""
-    if not _HEX64.fullmatch(value):
-        raise InvalidName(f"{value!r} is not a sha256 digest", hint="64 lower-case hex digits")
-    return value
-
-
-def check_txid(value: str) -> str:
-    """`value` itself when it is 32 lower-case hex digits; raises InvalidName."""
-    if not _TXID.fullmatch(value):
-        raise InvalidName(f"{value!r} is not a transaction id", hint="32 lower-case hex digits")
-    return value
+_LOG_NAME = re.compile(r"[0-9a-f]{16}-([0-9]{1,19})")
 
 
 def base_card_key(fingerprint: str) -> str:
@@ -81,15 +58,21 @@ def log_prefix(tenant: str, adapter: str) -> str:
 def log_key(tenant: str, adapter: str, gen: int) -> str:
     if not 1 <= gen <= MAX_GENERATION:
         raise InvalidName(f"generation {gen} is out of range")
-    return f"{log_prefix(tenant, adapter)}{MAX_GENERATION - gen:016x}-{gen}"
+    return f"{log_prefix(tenant, adapter)}{_log_name(gen)}"
 
 
 def parse_log_key(key: str) -> int:
-    """The generation in a log key; raises InvalidName when the two halves disagree."""
-    match = _LOG_NAME.fullmatch(key.rsplit("/", 1)[-1])
-    if match is None or MAX_GENERATION - int(match[1], 16) != int(match[2]):
-        raise InvalidName(f"{key!r} is not a log key")
-    return int(match[2])
+    """The generation in a log key; raises InvalidName unless `log_key` would end the same way."""
+    name = key.rsplit("/", 1)[-1]
+    match = _LOG_NAME.fullmatch(name)
+    gen = int(match[1]) if match else 0
+    if not 1 <= gen <= MAX_GENERATION or name != _log_name(gen):
+        raise InvalidName(f"{shown(key)} is not a log key")
+    return gen
+
+
+def _log_name(gen: int) -> str:
+    return f"{MAX_GENERATION - gen:016x}-{gen}"
 
 
 def blob_prefix(tenant: str, sha256: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from adapter_store import layout
 from adapter_store.cache import ContentCache
-from adapter_store.errors import IntegrityError, NotFound
+from adapter_store.errors import IntegrityError, InvalidName, NotFound
 from adapter_store.layout import AdapterRef
 from adapter_store.objects import ObjectStore
 from adapter_store.record import (
@@ -192,7 +192,11 @@ class Reader:
         page = self._store.list(layout.log_prefix(tenant, adapter), limit=1)
         if not page.keys:
             raise NotFound(f"there is no adapter {adapter!r}", hint="publish it first")
-        return self._learn(self._read(tenant, adapter, layout.parse_log_key(page.keys[0])))
+        try:
+            newest = layout.parse_log_key(page.keys[0])
+        except InvalidName as error:
+            raise IntegrityError(f"the log of {adapter} holds what is no record") from error
+        return self._learn(self._read(tenant, adapter, newest))
 
     def _walk(self, known: _Known) -> _Known:
         while True:
@@ -213,6 +217,8 @@ class Reader:
         record = decode_record(body)
         if (record.tenant, record.adapter, record.gen) != (tenant, adapter, gen):
             raise IntegrityError(f"the record at generation {gen} of {adapter} is another's")
+        for version in record.contents():
+            _check_plan(tenant, version)
         return _Known(record, hashlib.sha256(body).hexdigest())
 
     def _select(self, record: Record, ref: AdapterRef) -> Resolved | None:

@@ -9,17 +9,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any, TypeVar
 
-from adapter_store.errors import IntegrityError
+from adapter_store.errors import IntegrityError, InvalidName
+from adapter_store.names import (
+    MAX_GENERATION,
+    check_digest,
+    check_file_name,
+    check_id,
+    check_txid,
+)
 
 FORMAT = 1
 MAX_RECORD_BYTES = 256 * 1024
 MAX_INDEXED_VERSIONS = 1024
+MAX_FILES = 64
+MAX_CARD_BYTES = 4 * 1024 * 1024
+MAX_FEATURES = 2**24
+MAX_NOTE = 256
+"""Characters of what is kept for people to read: actor and time."""
 
+_NOT_JSON_OF_OURS = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+_MODULE = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
 _T = TypeVar("_T")
 
 
@@ -116,7 +138,8 @@ class Record:
     format: int = FORMAT
 
     def encode(self) -> bytes:
-        """Canonical JSON. Raises IntegrityError past MAX_RECORD_BYTES."""
+        """Canonical JSON. Raises IntegrityError for what nobody would read: see `decode_record`."""
+        _check_names(self)
         value = asdict(self)
         value["kind"] = self.kind.value
         body = canonical_json(value)
@@ -126,6 +149,11 @@ class Record:
 
     def digest(self) -> str:
         return hashlib.sha256(self.encode()).hexdigest()
+
+    def contents(self) -> list[VersionRef]:
+        """Every content a node may serve under this record."""
+        arms = (arm.version for arm in self.split)
+        return [v for v in (self.active, self.staged, *arms) if v is not None]
 
     def indexed(self, label: str) -> IndexEntry | None:
         """The newest index entry with this label."""
@@ -147,49 +175,50 @@ def version_digest(
 
 
 def decode_record(body: bytes) -> Record:
-    """Parse and check one record. Raises IntegrityError on anything but a canonical record."""
+    """Parse and check one record. Raises IntegrityError on anything but a canonical record.
+
+    Every name in it obeys its grammar, so it may go into a key, a path, a header or a terminal.
+    """
     if len(body) > MAX_RECORD_BYTES:
         raise IntegrityError(f"record of {len(body)} bytes is over {MAX_RECORD_BYTES}")
     try:
-        value = json.loads(body)
-        if value["format"] != FORMAT:
-            raise IntegrityError(
-                f"record format {value['format']!r} is not {FORMAT}",
-                hint="upgrade this program to read it",
-            )
-        record = _typed(Record)(
-            **{
-                **value,
-                "kind": RecordKind(value["kind"]),
-                "active": _version(value["active"]),
-                "staged": _version(value["staged"]),
-                "split": tuple(
-                    _typed(SplitArm)(arm["weight"], _present(_version(arm["version"])))
-                    for arm in value["split"]
-                ),
-                "versions": tuple(_typed(IndexEntry)(**entry) for entry in value["versions"]),
-                "signatures": tuple(value["signatures"]),
-            }
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        record = _record(json.loads(body))
+        _check_types(record)
+        if record.encode() != body:
+            raise IntegrityError("record is not in canonical form")
+        for version in record.contents():
+            if _digest_of(version) != version.vdig:
+                raise IntegrityError(f"version {version.label!r} does not match its digest")
+    except _NOT_JSON_OF_OURS as error:
         raise IntegrityError(f"not a log record: {error}") from error
-    _check_types(record)
-    if record.encode() != body:
-        raise IntegrityError("record is not in canonical form")
-    for version in _contents(record):
-        if _digest_of(version) != version.vdig:
-            raise IntegrityError(f"version {version.label!r} does not match its digest")
     return record
 
 
-def _contents(record: Record) -> list[VersionRef]:
-    arms = (arm.version for arm in record.split)
-    return [v for v in (record.active, record.staged, *arms) if v is not None]
+def _record(value: Any) -> Record:
+    if value["format"] != FORMAT:
+        raise IntegrityError(
+            f"record format {ascii(value['format'])[:80]} is not {FORMAT}",
+            hint="upgrade this program to read it",
+        )
+    return _typed(Record)(
+        **{
+            **value,
+            "kind": RecordKind(value["kind"]),
+            "active": _version(value["active"]),
+            "staged": _version(value["staged"]),
+            "split": tuple(
+                _typed(SplitArm)(arm["weight"], _present(_version(arm["version"])))
+                for arm in value["split"]
+            ),
+            "versions": tuple(_typed(IndexEntry)(**entry) for entry in value["versions"]),
+            "signatures": tuple(value["signatures"]),
+        }
+    )
 
 
 def _check_types(record: Record) -> None:
     """Raises IntegrityError unless every leaf has its declared type and no number is negative."""
-    versions = _contents(record)
+    versions = record.contents()
     files = [file for version in versions for file in version.files]
     chunks = [chunk for file in files for chunk in file.chunks]
     texts = [
@@ -213,6 +242,43 @@ def _check_types(record: Record) -> None:
         and all(isinstance(value, dict) for value in objects)
     ):
         raise IntegrityError("not a log record: a field has the wrong type")
+
+
+def _check_names(record: Record) -> None:
+    """Raises IntegrityError unless every name obeys its grammar and every place is in range."""
+    try:
+        check_id("tenant", record.tenant)
+        check_id("adapter", record.adapter)
+        check_txid(record.txid)
+        if record.parent or record.gen != 1:
+            check_digest(record.parent)
+        for entry in record.versions:
+            check_id("version", entry.label)
+            check_digest(entry.vdig)
+        for version in record.contents():
+            _check_version(version)
+    except InvalidName as error:
+        raise IntegrityError(f"not a log record: {error}") from error
+    notes = (record.actor, record.time)
+    if not all(len(note) <= MAX_NOTE and note.isprintable() for note in notes):
+        raise IntegrityError(f"actor and time are not {MAX_NOTE} printable characters at most")
+    if not 1 <= record.gen <= MAX_GENERATION or len(record.versions) > MAX_INDEXED_VERSIONS:
+        raise IntegrityError(f"generation {record.gen} or its index of versions is out of range")
+    if not all(1 <= entry.gen <= record.gen for entry in record.versions):
+        raise IntegrityError("the index of versions points outside the log")
+
+
+def _check_version(version: VersionRef) -> None:
+    check_id("version", version.label)
+    check_digest(version.vdig)
+    check_digest(version.base)
+    names = [check_file_name(file.name) for file in version.files]
+    if len(set(names)) != len(names) or len(names) > MAX_FILES:
+        raise IntegrityError(f"version {version.label!r} names a file twice, or over {MAX_FILES}")
+    for file in version.files:
+        check_digest(file.sha256)
+        for chunk in file.chunks:
+            check_digest(chunk.sha256)
 
 
 def _present(version: VersionRef | None) -> VersionRef:
@@ -277,13 +343,22 @@ class BaseCard:
 
 def decode_base_card(body: bytes) -> BaseCard:
     """Parse a base card. Raises IntegrityError."""
+    if len(body) > MAX_CARD_BYTES:
+        raise IntegrityError(f"base card of {len(body)} bytes is over {MAX_CARD_BYTES}")
     try:
         value = json.loads(body)
-        card = _typed(BaseCard)(
-            **{**value, "modules": {k: (int(o), int(i)) for k, (o, i) in value["modules"].items()}}
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if value["format"] != FORMAT:
+            raise IntegrityError(f"base card format {ascii(value['format'])[:80]} is not {FORMAT}")
+        modules = {name: (out, width) for name, (out, width) in value["modules"].items()}
+        card = _typed(BaseCard)(**{**value, "modules": modules})
+        check_digest(card.fingerprint)
+    except (InvalidName, *_NOT_JSON_OF_OURS) as error:
         raise IntegrityError(f"not a base card: {error}") from error
-    if card.format != FORMAT:
-        raise IntegrityError(f"base card format {card.format!r} is not {FORMAT}")
+    sizes = [size for pair in card.modules.values() for size in pair]
+    if not all(type(size) is int and 0 < size <= MAX_FEATURES for size in sizes):
+        raise IntegrityError("a base card gives a module no proper size")
+    if not all(_MODULE.fullmatch(name) for name in card.modules) or card.max_rank < 1:
+        raise IntegrityError("a base card has a module without a proper name, or no rank")
+    if not (card.name.isprintable() and card.architecture.isprintable()):
+        raise IntegrityError("a base card's name is not printable")
     return card

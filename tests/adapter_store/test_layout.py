@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapter_store import layout
+from adapter_store import layout, names
 from adapter_store.errors import InvalidName
 from adapter_store.layout import AdapterRef, parse_ref
 
 DIGEST = "0123456789abcdef" * 4
 TXID = "0123456789abcdef" * 2
-ids = st.from_regex(layout._ID, fullmatch=True).filter(lambda text: ".." not in text)
+ids = st.from_regex(names._ID, fullmatch=True).filter(lambda text: ".." not in text)
 gens = st.integers(1, layout.MAX_GENERATION)
 
 
@@ -98,11 +98,31 @@ def test_a_generation_out_of_range_has_no_key(gen: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "7ffffffffffffffe-2", "7ffffffffffffffe-", "7FFFFFFFFFFFFFFE-1", "x-1", "1"]
+    "key",
+    [
+        "",
+        "7ffffffffffffffe-2",
+        "7ffffffffffffffe-",
+        "7FFFFFFFFFFFFFFE-1",
+        "x-1",
+        "1",
+        "7ffffffffffffffe-01",
+        "7fffffffffffffff-0",
+    ],
 )
 def test_a_log_key_whose_halves_disagree_is_refused(key: str) -> None:
     with pytest.raises(InvalidName):
         layout.parse_log_key(f"v1/t/acme/a/tone/log/{key}")
+
+
+def test_an_error_quotes_a_name_in_ascii_and_only_the_start_of_a_long_one() -> None:
+    for name in ("x" * 1_000_000, "\u202e\x1b[2J\U0001f600"):
+        with pytest.raises(InvalidName) as caught:
+            layout.check_id("adapter", name)
+        message = str(caught.value)
+        assert message.isascii()
+        assert message.isprintable()
+        assert len(message) < 200
 
 
 def test_every_key_lies_under_its_prefix() -> None:

@@ -28,41 +28,49 @@ from adapter_store.record import (
 
 digests = st.integers(0, 2**256 - 1).map("{:064x}".format)
 sizes = st.integers(0, 2**40)
+ids = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,9}[a-z0-9]", fullmatch=True)
+file_names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,9}\.json", fullmatch=True)
+notes = st.text(max_size=20).filter(str.isprintable)
+txids = st.integers(0, 2**128 - 1).map("{:032x}".format)
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 scalars = st.one_of(st.integers(-(2**53), 2**53), st.booleans(), names, st.none(), st.floats(-9, 9))
 configs = st.dictionaries(names, st.one_of(scalars, st.lists(scalars, max_size=3)), max_size=4)
 chunks = st.builds(Chunk, names, sizes, sizes, digests)
-files = st.builds(FileEntry, names, sizes, digests, st.lists(chunks, max_size=3).map(tuple))
+files = st.builds(FileEntry, file_names, sizes, digests, st.lists(chunks, max_size=3).map(tuple))
 
 
 @st.composite
 def versions(draw: st.DrawFn) -> VersionRef:
     base, config = draw(digests), draw(configs)
-    entries = tuple(draw(st.lists(files, max_size=3)))
+    entries = tuple(draw(st.lists(files, max_size=3, unique_by=lambda file: file.name)))
     vdig = version_digest(
         base=base, config=config, files=[(f.name, f.size, f.sha256) for f in entries]
     )
-    return VersionRef(draw(names), vdig, base, config, entries)
+    return VersionRef(draw(ids), vdig, base, config, entries)
 
 
-records = st.builds(
-    Record,
-    tenant=names,
-    adapter=names,
-    gen=st.integers(1, 2**63 - 1),
-    kind=st.sampled_from(RecordKind),
-    active=st.none() | versions(),
-    staged=st.none() | versions(),
-    split=st.lists(st.builds(SplitArm, st.integers(1, 100), versions()), max_size=2).map(tuple),
-    versions=st.lists(st.builds(IndexEntry, names, digests, sizes), max_size=3).map(tuple),
-    parent=digests,
-    fence=sizes,
-    txid=names,
-    attempt=st.integers(0, 9),
-    actor=names,
-    time=names,
-    signatures=st.lists(configs, max_size=2).map(tuple),
-)
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    gen = draw(st.integers(1, 2**63 - 1))
+    arms = st.builds(SplitArm, st.integers(1, 100), versions())
+    index = st.builds(IndexEntry, ids, digests, st.integers(1, gen))
+    return Record(
+        tenant=draw(ids),
+        adapter=draw(ids),
+        gen=gen,
+        kind=draw(st.sampled_from(RecordKind)),
+        active=draw(st.none() | versions()),
+        staged=draw(st.none() | versions()),
+        split=tuple(draw(st.lists(arms, max_size=2))),
+        versions=tuple(draw(st.lists(index, max_size=3))),
+        parent=draw(digests),
+        fence=draw(sizes),
+        txid=draw(txids),
+        attempt=draw(st.integers(0, 9)),
+        actor=draw(notes),
+        time=draw(notes),
+        signatures=tuple(draw(st.lists(configs, max_size=2))),
+    )
 
 
 def example(**changes: Any) -> Record:
@@ -90,7 +98,7 @@ def altered(record: Record, **changes: Any) -> bytes:
     return canonical_json({**json.loads(record.encode()), **changes})
 
 
-@given(records)
+@given(records())
 def test_every_record_reads_back_as_it_was_written(record: Record) -> None:
     body = record.encode()
     assert decode_record(body) == record
@@ -111,7 +119,7 @@ def test_json_that_is_no_record_is_refused_with_a_typed_error(value: Any) -> Non
         decode_record(json.dumps(value).encode())
 
 
-@given(records, st.data())
+@given(records(), st.data())
 def test_a_flipped_bit_never_passes_as_the_same_record(record: Record, data: st.DataObject) -> None:
     body = bytearray(record.encode())
     position = data.draw(st.integers(0, len(body) - 1))
@@ -170,6 +178,65 @@ def test_a_file_entry_with_a_leaf_of_another_type_is_refused(field: str, leaf: A
         decode_record(canonical_json(value))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tenant": "../other"},
+        {"adapter": "tone\n"},
+        {"adapter": "\ud800"},
+        {"txid": "1"},
+        {"parent": ""},
+        {"parent": "D" * 64},
+        {"gen": 0},
+        {"gen": 2**63},
+        {"actor": "\x1b[2J"},
+        {"actor": "x" * 257},
+        {"time": "\n"},
+        {"versions": [{"label": "v 2", "vdig": "c" * 64, "gen": 2}]},
+        {"versions": [{"label": "v2", "vdig": "c", "gen": 2}]},
+        {"versions": [{"label": "v2", "vdig": "c" * 64, "gen": 4}]},
+    ],
+)
+def test_a_record_never_brings_a_name_that_is_unfit_for_a_key_a_header_or_a_terminal(
+    changes: dict[str, Any],
+) -> None:
+    value = {**json.loads(example().encode()), **changes}
+    with pytest.raises(IntegrityError):
+        decode_record(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", ".bashrc", "a\0", "", "a..b", "\u202ecod.exe"])
+def test_a_file_of_a_version_never_has_a_name_that_leads_elsewhere(name: str) -> None:
+    active = example().active
+    assert active is not None
+    files = (replace(active.files[0], name=name),)
+    vdig = version_digest(
+        base=active.base, config=active.config, files=[(f.name, f.size, f.sha256) for f in files]
+    )
+    hostile = example(active=replace(active, vdig=vdig, files=files))
+    with pytest.raises(IntegrityError, match="plain file name"):
+        hostile.encode()
+    good = json.loads(example().encode())
+    good["active"] |= {"vdig": vdig, "files": [{**good["active"]["files"][0], "name": name}]}
+    with pytest.raises(IntegrityError, match="plain file name"):
+        decode_record(canonical_json(good))
+
+
+def test_two_files_of_a_version_never_share_a_name() -> None:
+    active = example().active
+    assert active is not None
+    with pytest.raises(IntegrityError, match="twice"):
+        example(active=replace(active, files=active.files * 2)).encode()
+
+
+@pytest.mark.parametrize("text", ["NaN", "1e999", '"\\ud800"', "9" * 5000, "[" * 400 + "]" * 400])
+def test_a_config_that_json_reads_and_cannot_write_is_refused_with_a_typed_error(text: str) -> None:
+    body = example().encode().replace(b'"r":8', b'"r":' + text.encode())
+    assert body != example().encode()
+    with pytest.raises(IntegrityError):
+        decode_record(body)
+
+
 def test_a_record_from_a_newer_program_says_so() -> None:
     with pytest.raises(IntegrityError) as refused:
         decode_record(altered(example(), format=2))
@@ -215,5 +282,31 @@ def test_a_base_card_reads_back_as_it_was_written() -> None:
         modules={"layers.0.q": (64, 32)},
     )
     assert decode_base_card(card.encode()) == card
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"fingerprint": "../x"},
+        {"max_rank": 0},
+        {"name": "\x1b[2J"},
+        {"modules": {"a/b": [1, 1]}},
+        {"modules": {"a": [0, 1]}},
+        {"modules": {"a": [1.5, 1]}},
+        {"modules": {"a": ["1", 1]}},
+        {"modules": {"a": [1, 1, 1]}},
+        {"modules": {"a": [10**400, 1]}},
+        {"modules": []},
+    ],
+)
+def test_a_base_card_with_a_field_it_may_not_have_is_refused(changes: dict[str, Any]) -> None:
+    card = BaseCard(fingerprint="a" * 64, name="t", architecture="T", modules={"a": (1, 1)})
     with pytest.raises(IntegrityError):
-        decode_base_card(canonical_json({**json.loads(card.encode()), "format": 2}))
+        decode_base_card(canonical_json({**json.loads(card.encode()), **changes}))
+
+
+def test_an_endless_size_in_a_base_card_is_refused_with_a_typed_error() -> None:
+    card = BaseCard(fingerprint="a" * 64, name="t", architecture="T", modules={"a": (1, 1)})
+    with pytest.raises(IntegrityError):
+        decode_base_card(card.encode().replace(b"[1,1]", b"[1e999,1]"))
