@@ -31,26 +31,30 @@ _PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 class UploadProgress(Protocol):
-    """Told how far an upload is; calls come from several threads, one at a time."""
+    """Told how far an upload is; calls come from several threads, one at a time.
 
-    def planned(self, total_bytes: int) -> None: ...
+    After `planned`, every chunk of every file is named once: in `sent` when its bytes went out
+    for it, else in `reused`. An attempt that was overtaken plans anew, and reuses what it sent.
+    """
 
-    def sent(self, count: int) -> None: ...
+    def planned(self, files: Sequence[FileEntry]) -> None: ...
 
-    def reused(self, count: int) -> None: ...
+    def sent(self, file: str, chunk: Chunk) -> None: ...
+
+    def reused(self, file: str, chunk: Chunk) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class NoProgress:
     """Nobody is watching."""
 
-    def planned(self, total_bytes: int) -> None:
+    def planned(self, files: Sequence[FileEntry]) -> None:
         return
 
-    def sent(self, count: int) -> None:
+    def sent(self, file: str, chunk: Chunk) -> None:
         return
 
-    def reused(self, count: int) -> None:
+    def reused(self, file: str, chunk: Chunk) -> None:
         return
 
 
@@ -151,12 +155,16 @@ class Uploader:
         self._parallel = parallel
         self._lock = threading.Lock()
         self._bytes_sent = 0
+        self._uses: dict[str, list[tuple[str, Chunk]]] = {}
 
     def place(self, files: tuple[FileEntry, ...]) -> Placed:
         """Reuse or send every chunk. Raises what the store and `before_write` raise."""
-        distinct = {chunk.sha256: chunk for file in files for chunk in file.chunks}
-        self._progress.planned(sum(chunk.length for chunk in distinct.values()))
-        keys = dict(zip(distinct, self._place_all(list(distinct.values())), strict=True))
+        for file in files:
+            for chunk in file.chunks:
+                self._uses.setdefault(chunk.sha256, []).append((file.name, chunk))
+        self._progress.planned(files)
+        distinct = [uses[0][1] for uses in self._uses.values()]
+        keys = dict(zip(self._uses, self._place_all(distinct), strict=True))
         placed = tuple(
             replace(file, chunks=tuple(replace(c, key=keys[c.sha256]) for c in file.chunks))
             for file in files
@@ -180,8 +188,7 @@ class Uploader:
     def _place(self, chunk: Chunk) -> str:
         for key in self._store.list(layout.blob_prefix(self._tenant, chunk.sha256)).keys:
             if key not in self._condemned and holds(self._store, key, chunk):
-                with self._lock:
-                    self._progress.reused(chunk.length)
+                self._placed(chunk, sent=False)
                 return key
         body = self._read(chunk)
         key = layout.blob_key(self._tenant, chunk.sha256, self._txid, self._attempt)
@@ -192,10 +199,19 @@ class Uploader:
                 f"chunk {chunk.sha256} did not read back as it was sent; nothing was committed",
                 hint="publish again; if it happens twice, check the store",
             )
-        with self._lock:
-            self._bytes_sent += chunk.length
-            self._progress.sent(chunk.length)
+        self._placed(chunk, sent=True)
         return key
+
+    def _placed(self, chunk: Chunk, *, sent: bool) -> None:
+        first, *others = self._uses[chunk.sha256]
+        with self._lock:
+            if sent:
+                self._bytes_sent += chunk.length
+                self._progress.sent(*first)
+            else:
+                self._progress.reused(*first)
+            for use in others:
+                self._progress.reused(*use)
 
 
 def holds(store: ObjectStore, key: str, chunk: Chunk) -> bool:

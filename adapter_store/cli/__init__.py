@@ -20,6 +20,7 @@ import typer
 from adapter_store.cli import bases, change, look, push, store, verify
 from adapter_store.cli.console import complain, complain_as_json, tell
 from adapter_store.cli.outcome import INTERRUPTED, OTHER, USAGE, Interrupted, exit_code
+from adapter_store.cli.panels import LOOK, PUBLISH, SET_UP, TAKE_CARE, Panels
 from adapter_store.errors import OutcomeUnknown, StoreError
 
 PROGRAM = "adapter-store"
@@ -50,22 +51,24 @@ adapter or damaged content, 6 store unavailable, 7 outcome unknown,
 """
 
 app = typer.Typer(
+    cls=Panels,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(push.push)
-app.command()(change.rollback)
-app.command()(change.settle)
-app.command()(look.ls)
-app.command()(look.show)
-app.command()(look.history)
-app.command()(verify.verify)
-app.command()(store.init)
-app.command()(store.check)
-app.add_typer(bases.app, name="base")
+# One line a command, in the order of --help.
+app.command(rich_help_panel=PUBLISH)(push.push)
+app.command(rich_help_panel=PUBLISH)(change.rollback)
+app.command(rich_help_panel=PUBLISH)(change.settle)
+app.command(rich_help_panel=LOOK)(look.ls)
+app.command(rich_help_panel=LOOK)(look.show)
+app.command(rich_help_panel=LOOK)(look.history)
+app.command(rich_help_panel=TAKE_CARE)(verify.verify)
+app.command(rich_help_panel=SET_UP)(store.init)
+app.command(rich_help_panel=SET_UP)(store.check)
+app.add_typer(bases.app, name="base", rich_help_panel=SET_UP)
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -13,42 +12,41 @@ from adapter_store.cli.console import colours, say, size
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from adapter_store.record import FileEntry
+    from adapter_store.record import Chunk, FileEntry
 
 
 class Display(Protocol):
     """Shows files on their way; told by one thread at a time."""
 
-    def advance(self, name: str, count: int) -> None: ...
+    def moved(self, name: str, *, placed: int, sent: int) -> None:
+        """So many bytes of it are in the store now, and so many of them this run sent."""
+        ...
 
     def done(self, name: str, *, total: int, sent: int) -> None: ...
 
 
 class Uploads:
-    """Bytes of each file that this run sent; safe for several threads."""
+    """The UploadProgress of a push: what of each file this run sent."""
 
-    def __init__(self, files: Sequence[FileEntry], *, tenant: str, display: Display) -> None:
-        from adapter_store.layout import blob_prefix
-
+    def __init__(self, files: Sequence[FileEntry], display: Display) -> None:
         self._display = display
-        self._lock = threading.Lock()
         self._sizes = {file.name: file.size for file in files}
         self._sent = dict.fromkeys(self._sizes, 0)
-        # Equal chunks are sent once; the first file that has one is the one that sent it.
-        self._awaited = {
-            blob_prefix(tenant, chunk.sha256): (file.name, chunk.length)
-            for file in reversed(files)
-            for chunk in file.chunks
-        }
+        self._placed = dict.fromkeys(self._sizes, 0)
 
-    def put(self, key: str) -> None:
-        """The store took `key`; counts when that is a chunk not seen before."""
-        prefix = f"{key.partition('.')[0]}."
-        with self._lock:
-            name, count = self._awaited.pop(prefix, ("", 0))
-            if count:
-                self._sent[name] += count
-                self._display.advance(name, count)
+    def planned(self, files: Sequence[FileEntry]) -> None:
+        self._placed = dict.fromkeys(self._sizes, 0)
+
+    def sent(self, file: str, chunk: Chunk) -> None:
+        self._sent[file] += chunk.length
+        self._move(file, chunk)
+
+    def reused(self, file: str, chunk: Chunk) -> None:
+        self._move(file, chunk)
+
+    def _move(self, file: str, chunk: Chunk) -> None:
+        self._placed[file] += chunk.length
+        self._display.moved(file, placed=self._placed[file], sent=self._sent[file])
 
     def finish(self) -> None:
         """Every byte is in the store: what this run did not send was there before."""
@@ -65,7 +63,7 @@ class Uploads:
 class Silence:
     """Nobody is watching."""
 
-    def advance(self, name: str, count: int) -> None:
+    def moved(self, name: str, *, placed: int, sent: int) -> None:
         return
 
     def done(self, name: str, *, total: int, sent: int) -> None:
@@ -73,10 +71,15 @@ class Silence:
 
 
 class Lines:
-    """One line a file, when it is done."""
+    """One line for each chunk of a file of several, and one for the file when it is done."""
 
-    def advance(self, name: str, count: int) -> None:
-        return
+    def __init__(self, files: Sequence[FileEntry]) -> None:
+        self._sizes = {file.name: file.size for file in files}
+
+    def moved(self, name: str, *, placed: int, sent: int) -> None:
+        total = self._sizes[name]
+        if placed < total:
+            say(f"{'':6}  {name}  {size(placed)} of {size(total)}")
 
     def done(self, name: str, *, total: int, sent: int) -> None:
         say(f"{verdict(total, sent):6}  {name}  {size(total)}{_share(total, sent)}")
@@ -87,16 +90,14 @@ class Bars:
 
     def __init__(self, progress: Progress, files: Sequence[FileEntry]) -> None:
         self._progress = progress
-        self._sent = {file.name: 0 for file in files}
         self._tasks: dict[str, TaskID] = {
             file.name: progress.add_task(file.name, total=file.size, sent=0, verdict="")
             for file in files
         }
 
-    def advance(self, name: str, count: int) -> None:
-        task = self._tasks[name]
-        self._sent[name] += count
-        self._progress.update(task, advance=count, sent=self._sent[name], verdict="sending")
+    def moved(self, name: str, *, placed: int, sent: int) -> None:
+        word = "sending" if sent else "checking"
+        self._progress.update(self._tasks[name], completed=placed, sent=sent, verdict=word)
 
     def done(self, name: str, *, total: int, sent: int) -> None:
         word = f"{verdict(total, sent)}{_share(total, sent)}"
@@ -121,7 +122,7 @@ def display(files: Sequence[FileEntry], *, silent: bool) -> Iterator[Display]:
         with _bars() as progress:
             yield Bars(progress, files)
     else:
-        yield Lines()
+        yield Lines(files)
 
 
 def _bars() -> Progress:

@@ -83,10 +83,8 @@ def push(
             register_base(store, card)
         files = cut(local.files)
         with display(files, silent=json) as shown:
-            uploads = Uploads(files, tenant=owner, display=shown)
-            with publishing(
-                settings, store, tenant=owner, adapter=name, on_put=uploads.put
-            ) as publisher:
+            uploads = Uploads(files, shown)
+            with publishing(settings, store, tenant=owner, adapter=name) as publisher:
                 done = publisher.publish(
                     owner,
                     name,
@@ -94,6 +92,7 @@ def push(
                     label=version,
                     expect_gen=expect_gen,
                     rebase=not no_rebase,
+                    progress=uploads,
                 )
             uploads.finish()
     if json:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from adapter_store.cli.console import say
+from adapter_store.cli.interrupt import WatchedStore, interruptible
 from adapter_store.cli.outcome import Interrupted, next_steps
-from adapter_store.cli.watch import WatchedStore, interruptible
 from adapter_store.errors import Conflict, InvalidSetting, LockLost, NotFound, OutcomeUnknown
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def publishing(
     *,
     tenant: str,
     adapter: str,
-    on_put: Callable[[str], None] = lambda key: None,
 ) -> Iterator[Publisher]:
     """A publisher to `store`; every way out of the block says what is true and what to run next.
 
@@ -61,7 +60,7 @@ def publishing(
     """
     from adapter_store.commit import Publisher
 
-    watched = WatchedStore(store, tenant=tenant, adapter=adapter, on_put=on_put)
+    watched = WatchedStore(store, tenant=tenant, adapter=adapter)
     txids: list[str] = []
 
     def new_txid() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from adapter_store.intent import Plan, decode_intent
 from adapter_store.memory import MemoryStore
 from adapter_store.objects import ObjectHead
 from adapter_store.reader import Reader
-from adapter_store.record import MAX_RECORD_BYTES, IndexEntry, RecordKind
+from adapter_store.record import MAX_RECORD_BYTES, Chunk, FileEntry, IndexEntry, RecordKind
 from tests.adapter_store.faulty_store import FaultyStore, Killed, RacingStore
 from tests.adapter_store.publishing import (
     ADAPTER,
@@ -125,11 +126,11 @@ def test_progress_adds_up(store: MemoryStore) -> None:
     class Progress:
         total = done = 0
 
-        def planned(self, total_bytes: int) -> None:
-            self.total = total_bytes
+        def planned(self, files: Sequence[FileEntry]) -> None:
+            self.total = sum(file.size for file in files)
 
-        def sent(self, count: int) -> None:
-            self.done += count
+        def sent(self, file: str, chunk: Chunk) -> None:
+            self.done += chunk.length
 
         reused = sent
 

@@ -17,13 +17,14 @@ from jsonschema import Draft202012Validator
 from redis import Redis
 
 from adapter_store import layout
+from adapter_store.cli.interrupt import WatchedStore
 from adapter_store.cli.outcome import Interrupted
 from adapter_store.cli.session import publishing
-from adapter_store.cli.watch import WatchedStore
 from adapter_store.errors import AlreadyExists, NotFound
 from adapter_store.locks import lock_key
 from adapter_store.memory import MemoryStore
 from adapter_store.reader import Reader
+from adapter_store.record import Chunk
 from adapter_store.s3 import S3Store
 from adapter_store.settings import Endpoints, StoreSettings
 from adapter_store.upload import NoProgress, Uploader, chunk_bodies, cut
@@ -217,14 +218,18 @@ def test_a_stopped_store_ends_the_uploads_that_have_not_begun(
     monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
     monkeypatch.setattr(layout, "CHUNK_BYTES", 1)
-    store, taken = MemoryStore(), []
+    store = MemoryStore()
+    watched = WatchedStore(store, tenant=TENANT, adapter=ADAPTER)
 
-    def on_put(key: str) -> None:
-        taken.append(key)
-        if stops and len(taken) == 3:
-            watched.stop()
+    class Stopping(NoProgress):
+        """Ctrl-C comes when the third chunk was sent."""
 
-    watched = WatchedStore(store, tenant=TENANT, adapter=ADAPTER, on_put=on_put)
+        def sent(self, file: str, chunk: Chunk) -> None:
+            taken.append(chunk)
+            if stops and len(taken) == 3:
+                watched.stop()
+
+    taken: list[Chunk] = []
     content = {"weights": bytes(range(200))}
     files = cut(content)
     bodies = chunk_bodies(files, content)
@@ -237,7 +242,7 @@ def test_a_stopped_store_ends_the_uploads_that_have_not_begun(
         read=lambda chunk: bytes(bodies[chunk.sha256]),
         before_write=lambda: None,
         sleep=lambda seconds: None,
-        progress=NoProgress(),
+        progress=Stopping(),
     )
     with pytest.raises(KeyboardInterrupt) if stops else contextlib.nullcontext():
         uploader.place(files)

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from adapter_store.cli.progress import Silence, Uploads
+from adapter_store.memory import MemoryStore
 from adapter_store.objects import ObjectStore
 from adapter_store.s3 import S3Store
+from adapter_store.upload import Uploader, cut
 from tests.adapter_store.adapter_files import CARD, config, write_adapter
 from tests.adapter_store.cli.shell import Shell
 
@@ -53,18 +56,48 @@ def test_a_chunk_the_store_has_is_shown_as_existing_and_not_sent(shell: Shell) -
     assert (done["bytes_sent"], done["unchanged"]) == (0, False)
 
 
-def test_a_big_file_is_counted_chunk_by_chunk(shell: Shell, tmp_path: Path) -> None:
-    from adapter_store.cli.progress import Silence, Uploads
-    from adapter_store.layout import blob_key
-    from adapter_store.record import Chunk, FileEntry
+def test_a_big_file_is_shown_chunk_by_chunk(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapter_store.layout.CHUNK_BYTES", 1000)
+    ran = shell.ok("push", "one", "--name", "pirate")
+    steps = [line.split() for line in ran.err.splitlines() if " of " in line]
+    assert sorted((step[0], *step[-2:]) for step in steps) == [
+        ("adapter_config.json", "1.1", "KiB"),
+        ("adapter_model.safetensors", "2.3", "KiB"),
+        ("adapter_model.safetensors", "2.3", "KiB"),
+    ]
+    done = shell.ok("push", "two", "--name", "pirate", "--json").document("push")
+    config, weights = done["files"]
+    # The first chunk holds nothing but the header, which is the same in both.
+    assert (config["bytes_sent"], weights["bytes_sent"]) == (0, weights["size"] - 1000)
 
-    chunks = tuple(Chunk("", n * 10, 10, f"{n:064x}") for n in range(3))
-    file = FileEntry("weights", 30, "f" * 64, (*chunks, replace(chunks[0], offset=30)))
-    uploads = Uploads([file], tenant="default", display=Silence())
-    for digest in ("0", "1", "1", "9"):
-        uploads.put(blob_key("default", digest.zfill(64), "0" * 32, 1))
-    uploads.put("v1/t/default/txn/x")
-    assert uploads.documents() == [{"name": "weights", "size": 30, "bytes_sent": 20}]
+
+def test_equal_chunks_are_sent_once_and_counted_in_every_place() -> None:
+    store, told = MemoryStore(), []
+
+    class Told(Silence):
+        def moved(self, name: str, *, placed: int, sent: int) -> None:
+            told.append((name, placed, sent))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adapter_store.layout.CHUNK_BYTES", 10)
+        content = {"other": bytes(10), "weights": bytes(20) + b"end"}
+        files = cut(content)
+    uploads = Uploads(files, Told())
+    uploader = Uploader(
+        store,
+        tenant="default",
+        txid="0" * 32,
+        attempt=1,
+        condemned=frozenset(),
+        read=lambda chunk: bytes(chunk.length) if chunk.length == 10 else b"end",
+        before_write=lambda: None,
+        sleep=lambda seconds: None,
+        progress=uploads,
+    )
+    assert uploader.place(files).bytes_sent == 13
+    assert [file["bytes_sent"] for file in uploads.documents()] == [10, 3]
+    assert ("other", 10, 10) in told
+    assert max(placed for name, placed, _ in told if name == "weights") == 23
 
 
 def test_a_dry_run_tells_what_would_be_sent_and_writes_nothing(

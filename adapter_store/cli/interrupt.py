@@ -20,19 +20,10 @@ from adapter_store.objects import ListPage, ObjectHead, ObjectStore
 class WatchedStore:
     """Passes every call on until it is stopped; safe for several threads."""
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        *,
-        tenant: str,
-        adapter: str,
-        on_put: Callable[[str], None] = lambda key: None,
-    ) -> None:
-        """`on_put` is told the key of each object this store took, by several threads."""
+    def __init__(self, store: ObjectStore, *, tenant: str, adapter: str) -> None:
         self._store = store
         self._log = layout.log_prefix(tenant, adapter)
         self._intents = layout.intents_prefix(tenant)
-        self._on_put = on_put
         self._stopped = threading.Event()
         self.committing = False
         """Whether a log record may be on its way, or have landed."""
@@ -53,7 +44,6 @@ class WatchedStore:
         if key.startswith(self._intents):
             # A next attempt begins only after another's record took the slot of the last one.
             self.committing = False
-        self._on_put(key)
 
     def head(self, key: str) -> ObjectHead:
         self._go_on()
