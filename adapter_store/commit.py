@@ -59,6 +59,7 @@ from adapter_store.objects import ObjectStore
 from adapter_store.reader import Reader
 from adapter_store.record import Record, RecordKind
 from adapter_store.settle import settle
+from adapter_store.signing import Signer, Verifier
 from adapter_store.slot import Slot
 from adapter_store.upload import (
     UPLOAD_THREADS,
@@ -113,6 +114,8 @@ class Publisher:
         *,
         lock: PublishLock | None = None,
         announcer: Announcer | None = None,
+        signer: Signer | None = None,
+        verifier: Verifier | None = None,
         actor: str,
         warn: Callable[[str], None],
         limits: Limits | None = None,
@@ -124,6 +127,8 @@ class Publisher:
         self.store = store
         self.lock = lock or NoLock()
         self.announcer = announcer or NoAnnouncer()
+        self.signer = signer
+        self.verifier = verifier
         self.actor = actor
         self.warn = warn
         self.limits = limits or Limits()
@@ -196,7 +201,7 @@ class _Run:
         self._expect_gen = expect_gen
         self._progress = progress or NoProgress()
         self._store = MeteredStore(publisher.store)
-        self._reader = Reader(self._store)
+        self._reader = Reader(self._store, verifier=publisher.verifier)
         self._fencing = Fencing(publisher.lock, tenant, adapter, warn=publisher.warn)
         self._txid = publisher.new_txid()
         self._deadline = publisher.clock() + publisher.limits.publish_s
@@ -286,6 +291,8 @@ class _Run:
             return None
         if content.label not in (None, active.label) and known is None:
             return None
+        if self._env.signer is not None and not self._env.signer.has_signed(head):
+            return None
         chunks = (chunk for file in active.files for chunk in file.chunks)
         if not all(holds(self._store, chunk.key, chunk) for chunk in chunks):
             self._env.warn(f"generation {head.gen} lost bytes in the store; they are sent again")
@@ -318,6 +325,9 @@ class _Run:
             adapter=self._adapter,
             fence=self._fencing.fence_over(head.fence if head else 0),
         )
+        if self._env.signer is not None:
+            vouched = frozenset({content.vdig} if content.in_hand else ())
+            ours = self._env.signer.sign(ours, vouched=vouched)
         self._fencing.ensure()
         holder = self._take_slot(head, ours)
         if holder.txid == self._txid:

@@ -12,6 +12,8 @@ from adapter_store.objects import ObjectStore
 from adapter_store.reader import Reader
 from adapter_store.record import (
     MAX_INDEXED_VERSIONS,
+    MAX_RECORD_BYTES,
+    SIGNATURE_BYTES,
     Chunk,
     FileEntry,
     IndexEntry,
@@ -37,6 +39,9 @@ class Content:
     files: tuple[FileEntry, ...]
     """Until they are placed, the chunks' keys mean nothing."""
     read: Callable[[Chunk], bytes]
+    signatures: tuple[Mapping[str, Any], ...] = ()
+    in_hand: bool = False
+    """The publisher has the bytes and checked them, so its key may vouch for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ def local_content(local: LocalAdapter, label: str | None) -> Content:
         config=config,
         files=files,
         read=lambda chunk: bytes(bodies[chunk.sha256]),
+        in_hand=True,
     )
 
 
@@ -93,6 +99,7 @@ def older_content(store: ObjectStore, reader: Reader, head: Record, to: str | No
         config=version.config,
         files=version.files,
         read=read,
+        signatures=version.signatures,
     )
 
 
@@ -117,7 +124,9 @@ def next_record(
         adapter=adapter,
         gen=gen,
         kind=content.kind,
-        active=VersionRef(label, content.vdig, content.base, content.config, content.files),
+        active=VersionRef(
+            label, content.vdig, content.base, content.config, content.files, content.signatures
+        ),
         versions=(*kept, IndexEntry(label, content.vdig, gen))[-MAX_INDEXED_VERSIONS:],
         parent=head.digest() if head else "",
         fence=fence,
@@ -191,13 +200,17 @@ def _default_label(head: Record | None, gen: int, vdig: str) -> str:
 
 
 def _fitted(record: Record) -> Record:
-    """`record`, its oldest labels forgotten as far as its size demands."""
-    while True:
-        try:
+    """`record`, its oldest labels forgotten as far as its size demands; room is left to sign it."""
+    while not _fits(record):
+        if len(record.versions) < 2:
             record.encode()
-        except IntegrityError:
-            if len(record.versions) < 2:
-                raise
-            record = replace(record, versions=record.versions[len(record.versions) // 8 + 1 :])
-        else:
-            return record
+            break
+        record = replace(record, versions=record.versions[len(record.versions) // 8 + 1 :])
+    return record
+
+
+def _fits(record: Record) -> bool:
+    try:
+        return len(record.encode()) <= MAX_RECORD_BYTES - SIGNATURE_BYTES
+    except IntegrityError:
+        return False

@@ -8,6 +8,7 @@ StoreError
 ├── Conflict             another publisher's commit holds the slot; ours did not land
 ├── OutcomeUnknown       nobody knows yet whether the commit landed; settle it by its txid
 ├── IntegrityError       bytes differ from what their digest or the log says
+│   └── Untrusted        no key that may speak for the adapter signed the record
 ├── InvalidAdapter       the content is not a servable LoRA adapter; nothing was sent
 │   └── Incompatible     it is one, but not for this base model
 ├── LockLost             the lease on the publish lock ran out; stop writing
@@ -60,6 +61,10 @@ class OutcomeUnknown(StoreError):
 
 class IntegrityError(StoreError):
     """Bytes do not match their recorded size, sha256 or place in the hash chain."""
+
+
+class Untrusted(IntegrityError):
+    """The record bears no valid signature of a key that may speak for its tenant and adapter."""
 
 
 class InvalidAdapter(StoreError):

@@ -28,6 +28,7 @@ from adapter_store.record import (
     VersionRef,
     decode_record,
 )
+from adapter_store.signing import Verifier
 
 MAX_VERSION_BYTES = 512 * 1024 * 1024
 _REMEMBERED_RECORDS = 1024
@@ -59,11 +60,13 @@ class Reader:
         store: ObjectStore,
         *,
         cache: ContentCache | None = None,
+        verifier: Verifier | None = None,
         parallel: int = FETCH_THREADS,
     ) -> None:
         """`fetch` asks for `parallel` chunks at once; 1 needs no thread but the caller's."""
         self._store = store
         self._cache = cache
+        self._verifier = verifier
         self._parallel = parallel
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], _Known] = {}

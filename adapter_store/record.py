@@ -32,6 +32,8 @@ MAX_CARD_BYTES = 4 * 1024 * 1024
 MAX_FEATURES = 2**24
 MAX_NOTE = 256
 """Characters of what is kept for people to read: actor and time."""
+SIGNATURE_BYTES = 1024
+"""More than a signature over a record and one over its new version add to it."""
 
 _NOT_JSON_OF_OURS = (
     KeyError,
@@ -89,6 +91,8 @@ class VersionRef:
     config: Mapping[str, Any]
     """The allow-listed part of adapter_config.json."""
     files: tuple[FileEntry, ...]
+    signatures: tuple[Mapping[str, Any], ...] = ()
+    """By keys whose holders had the bytes in hand (signing.py); they travel with the version."""
 
     @property
     def bytes(self) -> int:
@@ -140,7 +144,7 @@ class Record:
     def encode(self) -> bytes:
         """Canonical JSON. Raises IntegrityError for what nobody would read: see `decode_record`."""
         _check_names(self)
-        value = asdict(self)
+        value = _plain(asdict(self))
         value["kind"] = self.kind.value
         body = canonical_json(value)
         if len(body) > MAX_RECORD_BYTES:
@@ -158,6 +162,15 @@ class Record:
     def indexed(self, label: str) -> IndexEntry | None:
         """The newest index entry with this label."""
         return next((e for e in reversed(self.versions) if e.label == label), None)
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """A version that nobody signed has no `signatures` in its encoding."""
+    arms = (arm["version"] for arm in record["split"])
+    for version in (record["active"], record["staged"], *arms):
+        if version is not None and not version["signatures"]:
+            del version["signatures"]
+    return record
 
 
 def canonical_json(value: Any) -> bytes:
@@ -235,7 +248,11 @@ def _check_types(record: Record) -> None:
         *(file.size for file in files),
         *(number for c in chunks for number in (c.offset, c.length)),
     ]
-    objects = [*record.signatures, *(version.config for version in versions)]
+    objects = [
+        *record.signatures,
+        *(version.config for version in versions),
+        *(signature for version in versions for signature in version.signatures),
+    ]
     if not (
         all(type(text) is str for text in texts)
         and all(type(number) is int and number >= 0 for number in numbers)
@@ -307,7 +324,10 @@ def _version(value: Mapping[str, Any] | None) -> VersionRef | None:
     config = value["config"]
     if not isinstance(config, dict):
         raise IntegrityError("a version's config is not an object")
-    return _typed(VersionRef)(value["label"], value["vdig"], value["base"], config, files)
+    signatures = tuple(value.get("signatures", ()))
+    return _typed(VersionRef)(
+        value["label"], value["vdig"], value["base"], config, files, signatures
+    )
 
 
 def _typed(kind: Callable[..., _T]) -> Callable[..., _T]:
