@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from adapter_store import layout
-from adapter_store.errors import IntegrityError, NotFound
-from adapter_store.objects import ObjectStore
-from adapter_store.reader import Reader
+from adapter_store.errors import IntegrityError
 from adapter_store.record import (
     MAX_INDEXED_VERSIONS,
     MAX_RECORD_BYTES,
@@ -19,6 +17,7 @@ from adapter_store.record import (
     IndexEntry,
     Record,
     RecordKind,
+    SplitArm,
     VersionRef,
     version_digest,
 )
@@ -28,9 +27,8 @@ from adapter_store.validate import LocalAdapter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What is to be served, and where to get its bytes."""
+    """What a change brings into its record, and where to get its bytes."""
 
-    kind: RecordKind
     label: str | None
     """None: named after the generation it lands in."""
     vdig: str
@@ -42,6 +40,66 @@ class Content:
     signatures: tuple[Mapping[str, Any], ...] = ()
     in_hand: bool = False
     """The publisher has the bytes and checked them, so its key may vouch for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The part of a record that changes are about."""
+
+    active: VersionRef | None = None
+    staged: VersionRef | None = None
+    split: tuple[SplitArm, ...] = ()
+
+    def contents(self) -> list[VersionRef]:
+        versions = (self.active, self.staged, *(arm.version for arm in self.split))
+        return [version for version in versions if version is not None]
+
+    def says_as(self, other: State) -> bool:
+        """Whether both name the same content; under which labels and keys does not matter."""
+        return self._digests() == other._digests()
+
+    def _digests(self) -> tuple[object, ...]:
+        arms = tuple((arm.weight, arm.version.vdig) for arm in self.split)
+        return _vdig(self.active), _vdig(self.staged), arms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What one record is to change; kinds.py has one for each kind."""
+
+    kind: RecordKind
+    contents: tuple[Content, ...] = ()
+    """Every chunk of these is in the store before the record is. What the record keeps of its
+    parent needs no placing: the parent keeps it from collection until this record does."""
+    draw: Callable[[State, tuple[VersionRef, ...]], State]
+    """The next state, from the one before it and `contents` as versions."""
+
+    def on(self, head: Record | None) -> State:
+        """The state after this change."""
+        return self.draw(state_of(head), self.versions(head))
+
+    def versions(self, head: Record | None) -> tuple[VersionRef, ...]:
+        """`contents` under the labels they would have in the record after `head`."""
+        return tuple(
+            VersionRef(
+                content.label or _default_label(head, content.vdig),
+                content.vdig,
+                content.base,
+                content.config,
+                content.files,
+                content.signatures,
+            )
+            for content in self.contents
+        )
+
+    def placed(self, files: tuple[FileEntry, ...]) -> Change:
+        """The same with `files`, those of all contents in order, in place of their files."""
+        rest = iter(files)
+        contents = (
+            replace(content, files=tuple(next(rest) for _ in content.files))
+            for content in self.contents
+        )
+        return replace(self, contents=tuple(contents))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +120,6 @@ def local_content(local: LocalAdapter, label: str | None) -> Content:
     bodies = chunk_bodies(files, local.files)
     config = local.spec.allow_listed()
     return Content(
-        kind=RecordKind.PUBLISH,
         label=label,
         vdig=version_digest(
             base=local.base, config=config, files=[(f.name, f.size, f.sha256) for f in files]
@@ -75,59 +132,37 @@ def local_content(local: LocalAdapter, label: str | None) -> Content:
     )
 
 
-def older_content(store: ObjectStore, reader: Reader, head: Record, to: str | None) -> Content:
-    """Content the log names: by label or `sha256:<digest>`, or the one served before `head`'s.
-
-    Raises NotFound, and again on reading when the store no longer keeps the bytes.
-    """
-    version = _before(reader, head) if to is None else _named(reader, head, to)
-    keys = {chunk.sha256: chunk.key for file in version.files for chunk in file.chunks}
-
-    def read(chunk: Chunk) -> bytes:
-        try:
-            return store.get(keys[chunk.sha256])
-        except NotFound as error:
-            raise NotFound(
-                f"version {version.label!r} is no longer kept", hint="publish its content again"
-            ) from error
-
-    return Content(
-        kind=RecordKind.ROLLBACK,
-        label=version.label,
-        vdig=version.vdig,
-        base=version.base,
-        config=version.config,
-        files=version.files,
-        read=read,
-        signatures=version.signatures,
-    )
+def state_of(head: Record | None) -> State:
+    """What `head` says; before a first record, nothing."""
+    if head is None:
+        return State()
+    return State(active=head.active, staged=head.staged, split=head.split)
 
 
 def next_record(
     head: Record | None,
-    content: Content,
+    change: Change,
     author: Author,
     *,
     tenant: str,
     adapter: str,
     fence: int,
 ) -> Record:
-    """The record that makes `content` current on top of `head`; staging and canaries end with it.
+    """The record that makes `change` on top of `head`.
 
     Raises IntegrityError when it cannot be made small enough.
     """
     gen = head.gen + 1 if head else 1
-    label = content.label or _default_label(head, gen, content.vdig)
-    kept = [entry for entry in (head.versions if head else ()) if entry.label != label]
+    state = change.on(head)
     record = Record(
         tenant=tenant,
         adapter=adapter,
         gen=gen,
-        kind=content.kind,
-        active=VersionRef(
-            label, content.vdig, content.base, content.config, content.files, content.signatures
-        ),
-        versions=(*kept, IndexEntry(label, content.vdig, gen))[-MAX_INDEXED_VERSIONS:],
+        kind=change.kind,
+        active=state.active,
+        staged=state.staged,
+        split=state.split,
+        versions=_index(head, change.versions(head), gen),
         parent=head.digest() if head else "",
         fence=fence,
         txid=author.txid,
@@ -167,36 +202,31 @@ def fence_record(head: Record | None, author: Author, *, tenant: str, adapter: s
     )
 
 
-def served(head: Record | None) -> tuple[str, ...]:
-    """Digests of what nodes serve under `head`; a fence record leaves them as they are."""
+def chunks_of(versions: Iterable[VersionRef]) -> Iterable[Chunk]:
+    return (chunk for version in versions for file in version.files for chunk in file.chunks)
+
+
+def _index(head: Record | None, named: tuple[VersionRef, ...], gen: int) -> tuple[IndexEntry, ...]:
+    """The labels known after `head`, those of `named` pointing at generation `gen` from now on."""
+    labels = {version.label for version in named}
+    kept = (entry for entry in (head.versions if head else ()) if entry.label not in labels)
+    fresh = (IndexEntry(version.label, version.vdig, gen) for version in named)
+    return (*kept, *fresh)[-MAX_INDEXED_VERSIONS:]
+
+
+def _default_label(head: Record | None, vdig: str) -> str:
     if head is None:
-        return ()
-    versions = (head.active, head.staged, *(arm.version for arm in head.split))
-    return tuple(version.vdig for version in versions if version is not None)
-
-
-def _before(reader: Reader, head: Record) -> VersionRef:
-    current = head.active.vdig if head.active else ""
-    for record in reader.history(head.tenant, head.adapter):
-        if record.active is not None and record.active.vdig != current:
-            return record.active
-    raise NotFound(f"{head.adapter} has served nothing else before", hint="publish instead")
-
-
-def _named(reader: Reader, head: Record, to: str) -> VersionRef:
-    ref = layout.parse_ref(f"{head.adapter}@{to}", tenant=head.tenant)
-    found = reader.find(head, ref)
-    if found is None:
-        raise NotFound(f"there is no version {ref}", hint="list its versions")
-    return found.version
-
-
-def _default_label(head: Record | None, gen: int, vdig: str) -> str:
-    if head is not None and head.active is not None and head.active.vdig == vdig:
-        return head.active.label
-    label = f"v{gen}"
-    taken = head.indexed(label) if head else None
+        return "v1"
+    for version in head.contents():
+        if version.vdig == vdig:
+            return version.label
+    label = f"v{head.gen + 1}"
+    taken = head.indexed(label)
     return label if taken is None or taken.vdig == vdig else f"{label}-{vdig[:8]}"
+
+
+def _vdig(version: VersionRef | None) -> str | None:
+    return version.vdig if version else None
 
 
 def _fitted(record: Record) -> Record:

@@ -3,6 +3,7 @@
 StoreError
 ├── InvalidName          an id breaks the grammar; nothing was sent
 ├── InvalidSetting       an environment variable does not parse; nothing was started
+├── InvalidSplit         weights that make no split; nothing was sent
 ├── NotFound             the store answered: there is no such thing
 ├── AlreadyExists        the key is taken; our bytes are not there (objects.put_new)
 ├── Conflict             another publisher's commit holds the slot; ours did not land
@@ -37,6 +38,12 @@ class InvalidName(StoreError):
 
 class InvalidSetting(StoreError):
     """A configuration value is malformed; the message names its variable."""
+
+
+class InvalidSplit(StoreError):
+    """The weights asked for do not make a split; nothing was sent."""
+
+    hint = "name 2 to 8 different versions, each with a whole number of parts, as v1=95 v2=5"
 
 
 class NotFound(StoreError):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from adapter_store import layout
 from adapter_store.cache import ContentCache
+from adapter_store.canary import choose_arm
 from adapter_store.errors import IntegrityError, InvalidName, NotFound
 from adapter_store.layout import AdapterRef
 from adapter_store.objects import ObjectStore
@@ -86,8 +87,11 @@ class Reader:
         known = self._recall(tenant, adapter)
         return known.record.gen if known else 0
 
-    def resolve(self, ref: AdapterRef, *, refresh: bool = True) -> Resolved:
+    def resolve(self, ref: AdapterRef, *, affinity: str = "", refresh: bool = True) -> Resolved:
         """The version that `ref` means.
+
+        During a split, `affinity` chooses the arm for a `ref` that pins none: the same key gets
+        the same arm while the weights allow it (canary.py). Without a key it is the active version.
 
         With `refresh` the store is asked for news; without, what is known answers, and only an
         adapter never seen before costs requests. A pinned version costs at most 3 requests cold.
@@ -100,11 +104,12 @@ class Reader:
         # A listing is current by itself, so a pinned version found under it needs no walk.
         if refresh and not (cold and ref.pinned):
             known = self._walk(known)
-        found = self._select(known.record, ref)
+        found = self._select(known.record, ref, affinity)
         if found is None and cold and ref.pinned:
-            found = self._select(self._walk(known).record, ref)
+            known = self._walk(known)
+            found = self._select(known.record, ref, affinity)
         if found is None:
-            raise _no_version(ref)
+            raise _no_version(known.record, ref)
         return found
 
     def record(self, tenant: str, adapter: str, gen: int) -> Record:
@@ -168,7 +173,7 @@ class Reader:
 
         A chunk that comes damaged is fetched once more. Raises IntegrityError when it stays
         damaged; when a chunk is gone, NotFound, or IntegrityError if `adapter` is given and
-        still serves this very version. Raises StoreUnavailable and StoreRefused.
+        still needs this very version. Raises StoreUnavailable and StoreRefused.
         """
         _check_plan(tenant, version)
         chunks = [chunk for file in version.files for chunk in file.chunks]
@@ -224,12 +229,16 @@ class Reader:
             _check_plan(tenant, version)
         return _Known(record, hashlib.sha256(body).hexdigest())
 
-    def _select(self, record: Record, ref: AdapterRef) -> Resolved | None:
-        if record.active is None and record.staged is None:
-            return None
-        if ref.pinned:
+    def _select(self, record: Record, ref: AdapterRef, affinity: str) -> Resolved | None:
+        version = record.active
+        if version is None:
+            # Of a deleted adapter nothing is left but what was staged since.
+            version = _pinned(record, ref) if ref.pinned else None
+        elif ref.pinned:
             return self.find(record, ref)
-        return _resolved(record, record.active) if record.active else None
+        elif record.split and affinity:
+            version = choose_arm(record, affinity)
+        return None if version is None else _resolved(record, version)
 
     def _fetch_all(self, chunks: list[Chunk]) -> list[bytes]:
         threads = min(self._parallel, len(chunks))
@@ -263,9 +272,9 @@ class Reader:
     def _gone(self, tenant: str, adapter: str, version: VersionRef) -> NotFound | IntegrityError:
         if adapter:
             current = self.head(tenant, adapter)
-            if current.active is not None and current.active.files == version.files:
+            if any(kept.files == version.files for kept in current.contents()):
                 return IntegrityError(
-                    f"{adapter} serves {version.label!r}, and a chunk of it is gone",
+                    f"{adapter} needs {version.label!r}, and a chunk of it is gone",
                     hint="publish this version again",
                 )
         return NotFound(
@@ -279,21 +288,28 @@ def _resolved(record: Record, version: VersionRef) -> Resolved:
 
 
 def _pinned(record: Record, ref: AdapterRef) -> VersionRef | None:
-    arms = (arm.version for arm in record.split)
-    for version in (record.active, record.staged, *arms):
-        if version is not None and (
-            version.label == ref.label if ref.label else version.vdig == ref.vdig
-        ):
+    for version in record.contents():
+        if version.label == ref.label if ref.label else version.vdig == ref.vdig:
             return version
     return None
 
 
-def _no_version(ref: AdapterRef) -> NotFound:
-    if ref.pinned:
+def _no_version(record: Record, ref: AdapterRef) -> NotFound:
+    if record.active is not None:
         return NotFound(
             f"there is no version {ref}", hint="list its versions; very old labels are forgotten"
         )
-    return NotFound(f"{ref.adapter} serves nothing", hint="publish a version of it first")
+    if record.staged is not None:
+        return NotFound(
+            f"{ref.adapter} serves nothing yet, {record.staged.label!r} is staged",
+            hint="activate the staged version",
+        )
+    if not record.versions:
+        return NotFound(f"{ref.adapter} serves nothing", hint="publish a version of it first")
+    return NotFound(
+        f"{ref.adapter} was deleted, generation {record.gen} serves nothing",
+        hint="publish it again, or roll back to a version of it",
+    )
 
 
 def _check_plan(tenant: str, version: VersionRef) -> None:

@@ -27,6 +27,8 @@ from adapter_store.names import (
 FORMAT = 1
 MAX_RECORD_BYTES = 256 * 1024
 MAX_INDEXED_VERSIONS = 1024
+MAX_ARMS = 8
+MAX_WEIGHT = 1_000_000
 MAX_FILES = 64
 MAX_CARD_BYTES = 4 * 1024 * 1024
 MAX_FEATURES = 2**24
@@ -127,7 +129,9 @@ class Record:
     active: VersionRef | None
     """What the adapter serves; None after a tombstone or before a first activation."""
     staged: VersionRef | None = None
+    """What nodes may fetch ahead: readable by its label or digest, served to nobody else."""
     split: tuple[SplitArm, ...] = ()
+    """A canary: who names an affinity key gets one of the arms, everybody else `active`."""
     versions: tuple[IndexEntry, ...] = ()
     """The newest MAX_INDEXED_VERSIONS labels, oldest first."""
     parent: str
@@ -155,7 +159,7 @@ class Record:
         return hashlib.sha256(self.encode()).hexdigest()
 
     def contents(self) -> list[VersionRef]:
-        """Every content a node may serve under this record."""
+        """Every version whose bytes this record needs: active, staged, then the split's arms."""
         arms = (arm.version for arm in self.split)
         return [v for v in (self.active, self.staged, *arms) if v is not None]
 
@@ -199,6 +203,7 @@ def decode_record(body: bytes) -> Record:
         _check_types(record)
         if record.encode() != body:
             raise IntegrityError("record is not in canonical form")
+        _check_shape(record)
         for version in record.contents():
             if _digest_of(version) != version.vdig:
                 raise IntegrityError(f"version {version.label!r} does not match its digest")
@@ -296,6 +301,19 @@ def _check_version(version: VersionRef) -> None:
         check_digest(file.sha256)
         for chunk in file.chunks:
             check_digest(chunk.sha256)
+
+
+def _check_shape(record: Record) -> None:
+    """Raises IntegrityError unless a split is one and a tombstone is empty."""
+    arms = record.split
+    if record.kind is RecordKind.TOMBSTONE and record.contents():
+        raise IntegrityError("a tombstone names content")
+    if arms and not 2 <= len(arms) <= MAX_ARMS:
+        raise IntegrityError(f"a split has {len(arms)} arms, not 2 to {MAX_ARMS}")
+    if not all(1 <= arm.weight <= MAX_WEIGHT for arm in arms):
+        raise IntegrityError(f"a weight of a split is not from 1 to {MAX_WEIGHT}")
+    if len({arm.version.vdig for arm in arms}) != len(arms):
+        raise IntegrityError("two arms of a split are the same content")
 
 
 def _present(version: VersionRef | None) -> VersionRef:

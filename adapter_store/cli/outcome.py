@@ -11,6 +11,7 @@ from adapter_store.errors import (
     InvalidAdapter,
     InvalidName,
     InvalidSetting,
+    InvalidSplit,
     LockLost,
     NotFound,
     OutcomeUnknown,
@@ -26,6 +27,7 @@ INTERRUPTED = 130
 _CODES: Mapping[type[StoreError], int] = {
     InvalidName: USAGE,
     InvalidSetting: USAGE,
+    InvalidSplit: USAGE,
     NotFound: NOT_FOUND,
     Conflict: CONFLICT,
     LockLost: CONFLICT,

@@ -33,8 +33,7 @@ def full_selector(store: ObjectStore, tenant: str, adapter: str, selector: str) 
     from adapter_store.reader import Reader
 
     head = Reader(store).head(tenant, adapter)
-    served = (head.active, head.staged, *(arm.version for arm in head.split))
-    known = {entry.vdig for entry in head.versions} | {v.vdig for v in served if v is not None}
+    known = {entry.vdig for entry in head.versions} | {v.vdig for v in head.contents()}
     found = sorted(vdig for vdig in known if vdig.startswith(short[1]))
     if not found:
         raise NotFound(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from adapter_store.commit import Limits, Published, Publisher
 from adapter_store.draft import Author, fence_record
-from adapter_store.errors import StoreError
+from adapter_store.errors import NotFound, StoreError
 from adapter_store.layout import AdapterRef, log_key
 from adapter_store.objects import ObjectStore
 from adapter_store.reader import Reader
-from adapter_store.record import Record, RecordKind
+from adapter_store.record import Record, RecordKind, VersionRef
 from adapter_store.validate import LocalAdapter, check_content
 from tests.adapter_store.adapter_files import CARD, local_adapter
 
@@ -60,6 +60,55 @@ def publish(store: ObjectStore, seed: int, **options: Any) -> Published:
     return publisher(store).publish(TENANT, ADAPTER, adapter(seed), **options)
 
 
+def stage(store: ObjectStore, seed: int, **options: Any) -> Published:
+    return publisher(store).stage(TENANT, ADAPTER, adapter(seed), **options)
+
+
+def activate(store: ObjectStore, **options: Any) -> Published:
+    return publisher(store).activate(TENANT, ADAPTER, **options)
+
+
+def roll_back(store: ObjectStore, **options: Any) -> Published:
+    return publisher(store).rollback(TENANT, ADAPTER, **options)
+
+
+def split(store: ObjectStore, weights: Mapping[str, int], **options: Any) -> Published:
+    return publisher(store).split(TENANT, ADAPTER, weights, **options)
+
+
+def delete(store: ObjectStore, **options: Any) -> Published:
+    return publisher(store).delete(TENANT, ADAPTER, **options)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the newest record says, by the seeds of its content."""
+
+    active: int | None = None
+    staged: int | None = None
+    split: tuple[tuple[int, int], ...] = ()
+    """(weight, seed) of each arm."""
+
+
+def view(store: ObjectStore, seeds: Iterable[int] = range(12)) -> View:
+    """What a fresh reader finds, every byte of all of it fetched and checked."""
+    reader = Reader(store)
+    try:
+        head = reader.head(TENANT, ADAPTER)
+    except NotFound:
+        return View()
+
+    def seed(version: VersionRef | None) -> int | None:
+        if version is None:
+            return None
+        files = reader.fetch(TENANT, version, adapter=ADAPTER)
+        check_content(files, config=version.config, card_modules=CARD.modules)
+        return next(seed for seed in seeds if adapter(seed).files == files)
+
+    arms = tuple((arm.weight, seed(arm.version)) for arm in head.split)
+    return View(seed(head.active), seed(head.staged), arms)
+
+
 def served_seed(store: ObjectStore, seeds: Iterable[int] = range(12), **reader: Any) -> int:
     """Which of `seeds` a fresh reader gets, every byte and every tensor checked."""
     found = Reader(store, **reader).resolve(REF)
@@ -79,7 +128,7 @@ def append(store: ObjectStore, **changes: Any) -> Record:
 
 
 def tombstone(store: ObjectStore) -> Record:
-    return append(store, kind=RecordKind.TOMBSTONE, active=None)
+    return append(store, kind=RecordKind.TOMBSTONE, active=None, staged=None, split=())
 
 
 def broken_promises(
@@ -94,8 +143,7 @@ def broken_promises(
     try:
         for record in Reader(store).history(TENANT, ADAPTER):
             records.append(record)
-        if records and records[0].active is not None:
-            served_seed(store)
+        view(store)
     except StoreError as error:
         broken.append(f"the log or the current content is not whole: {error}")
     by_gen = {record.gen: record for record in records}
@@ -103,9 +151,9 @@ def broken_promises(
         broken.append(f"generations have gaps: {sorted(by_gen)}")
     for done in acknowledged:
         found = by_gen.get(done.gen)
-        if found is None or found.txid != done.txid or found.active is None:
+        if found is None or found.txid != done.txid:
             broken.append(f"acknowledged generation {done.gen} is lost")
-        elif found.active.vdig != done.vdig:
+        elif found != done.record:
             broken.append(f"acknowledged generation {done.gen} has other content")
     txids = [record.txid for record in records]
     broken += [f"{txid} failed and is in the log" for txid in failed_txids if txid in txids]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from adapter_store import layout
-from adapter_store.commit import _Run
+from adapter_store.attempt import Run
 from adapter_store.errors import (
     NotFound,
     StoreError,
@@ -76,7 +76,7 @@ def test_committing_before_the_chunks_are_there_is_caught_by_the_crash_test(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The control: a publisher that uploads after its commit."""
-    honest_place, honest_announce = Uploader.place, _Run._announce
+    honest_place, honest_announce = Uploader.place, Run._announce
     waiting: list[Callable[[], object]] = []
 
     def place_later(self: Uploader, files: tuple[FileEntry, ...]) -> Placed:
@@ -95,11 +95,11 @@ def test_committing_before_the_chunks_are_there_is_caught_by_the_crash_test(
             0,
         )
 
-    def upload_now(self: _Run, gen: int) -> None:
+    def upload_now(self: Run, gen: int) -> None:
         waiting.pop()()
         honest_announce(self, gen)
 
     monkeypatch.setattr(Uploader, "place", place_later)
-    monkeypatch.setattr(_Run, "_announce", upload_now)
+    monkeypatch.setattr(Run, "_announce", upload_now)
     broken = crash_everywhere("first publish")
     assert any("not whole" in text for text in broken)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from adapter_store.errors import IntegrityError
 from adapter_store.record import (
+    MAX_ARMS,
     MAX_RECORD_BYTES,
+    MAX_WEIGHT,
     BaseCard,
     Chunk,
     FileEntry,
@@ -52,16 +54,22 @@ def versions(draw: st.DrawFn) -> VersionRef:
 @st.composite
 def records(draw: st.DrawFn) -> Record:
     gen = draw(st.integers(1, 2**63 - 1))
-    arms = st.builds(SplitArm, st.integers(1, 100), versions())
+    weights = st.integers(1, MAX_WEIGHT)
+    arms = st.lists(
+        st.builds(SplitArm, weights, versions()),
+        min_size=2,
+        max_size=3,
+        unique_by=lambda arm: arm.version.vdig,
+    )
     index = st.builds(IndexEntry, ids, digests, st.integers(1, gen))
     return Record(
         tenant=draw(ids),
         adapter=draw(ids),
         gen=gen,
-        kind=draw(st.sampled_from(RecordKind)),
+        kind=draw(st.sampled_from([k for k in RecordKind if k is not RecordKind.TOMBSTONE])),
         active=draw(st.none() | versions()),
         staged=draw(st.none() | versions()),
-        split=tuple(draw(st.lists(arms, max_size=2))),
+        split=tuple(draw(st.just([]) | arms)),
         versions=tuple(draw(st.lists(index, max_size=3))),
         parent=draw(digests),
         fence=draw(sizes),
@@ -235,6 +243,45 @@ def test_a_config_that_json_reads_and_cannot_write_is_refused_with_a_typed_error
     assert body != example().encode()
     with pytest.raises(IntegrityError):
         decode_record(body)
+
+
+def arms(*weights: int) -> tuple[SplitArm, ...]:
+    """Arms of different content."""
+    version = example().active
+    assert version is not None
+    made = []
+    for number, weight in enumerate(weights):
+        base = f"{number:064x}"
+        files = [(file.name, file.size, file.sha256) for file in version.files]
+        vdig = version_digest(base=base, config=version.config, files=files)
+        made.append(SplitArm(weight, replace(version, base=base, vdig=vdig)))
+    return tuple(made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"split": arms(1)}, "1 arms"),
+        ({"split": arms(*range(1, MAX_ARMS + 2))}, "9 arms"),
+        ({"split": arms(1, 0)}, "weight"),
+        ({"split": arms(1, MAX_WEIGHT + 1)}, "weight"),
+        ({"split": arms(1) * 2}, "same content"),
+        ({"kind": RecordKind.TOMBSTONE}, "tombstone"),
+        ({"kind": RecordKind.TOMBSTONE, "active": None, "split": arms(1, 2)}, "tombstone"),
+    ],
+)
+def test_a_split_or_tombstone_that_is_none_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(IntegrityError, match=said):
+        decode_record(example(**changes).encode())
+    assert decode_record(example(split=arms(*range(1, MAX_ARMS + 1))).encode()).split
+    assert decode_record(example(kind=RecordKind.TOMBSTONE, active=None).encode())
+
+
+def test_a_record_names_all_it_needs() -> None:
+    one, two, three = (arm.version for arm in arms(1, 2, 3))
+    record = example(active=one, staged=two, split=(SplitArm(1, one), SplitArm(2, three)))
+    assert record.contents() == [one, two, one, three]
+    assert example(active=None).contents() == []
 
 
 def test_a_record_from_a_newer_program_says_so() -> None:
