@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -186,5 +187,6 @@ def _target_modules(value: Any) -> tuple[str, ...]:
 
 
 def _shown(value: Any) -> str:
-    text = ascii(value)
+    # reprlib looks neither deep nor far: a hostile value costs no recursion and no megabytes.
+    text = reprlib.repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -20,6 +20,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 MAX_TENSORS = 4096
+PROBE_BYTES = 512
+"""Enough of a file to tell its format and the length of its header."""
 DTYPE_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 
 CONVERT_HINT = (
@@ -55,23 +57,40 @@ class Peak:
 
 def read_layout(body: bytes) -> dict[str, TensorSlot]:
     """Every tensor's place, by name, in file order. Raises InvalidAdapter on any irregularity."""
-    _refuse_other_formats(body)
-    length = int.from_bytes(body[:8], "little")
-    if len(body) < 8 or length > len(body) - 8:
+    end = header_end(body[:PROBE_BYTES], len(body))
+    return parse_header(body[:end], len(body))
+
+
+def header_end(probe: bytes, size: int) -> int:
+    """Where the tensors of a file of `size` bytes begin, from its first PROBE_BYTES.
+
+    Raises InvalidAdapter when it is of another format or its header cannot be.
+    """
+    _refuse_other_formats(probe)
+    length = int.from_bytes(probe[:8], "little")
+    if size < 8 or length > size - 8:
         raise InvalidAdapter(f"{WEIGHTS_FILE} is cut short: its header does not fit in the file")
     if length > MAX_HEADER_BYTES:
         raise InvalidAdapter(f"header of {length} bytes is over {MAX_HEADER_BYTES}")
     if length % 8:
         raise InvalidAdapter("header is not padded to 8 bytes", hint="save it again with PEFT")
-    header = strict_json(body[8 : 8 + length], "safetensors header")
+    return 8 + length
+
+
+def parse_header(head: bytes, size: int) -> dict[str, TensorSlot]:
+    """The layout of a file of `size` bytes from what comes before its tensors. Reads no tensor."""
+    # Parsing is slow per object, so a megabyte of empty ones is refused by counting them.
+    if head.count(b"{") > MAX_TENSORS + MAX_METADATA_BYTES:
+        raise InvalidAdapter(f"header with far more than {MAX_TENSORS} tensors")
+    header = strict_json(head[8:], "safetensors header")
     if not isinstance(header, dict):
         raise InvalidAdapter("safetensors header is not a JSON object")
     _check_metadata(header.pop("__metadata__", {}))
     if not 0 < len(header) <= MAX_TENSORS:
         raise InvalidAdapter(f"{len(header)} tensors, not 1 to {MAX_TENSORS}")
-    slots = [_slot(name, entry, 8 + length) for name, entry in header.items()]
+    slots = [_slot(name, entry, len(head)) for name, entry in header.items()]
     slots.sort(key=lambda slot: slot.start)
-    _check_gapless(slots, 8 + length, len(body))
+    _check_gapless(slots, len(head), size)
     return {slot.name: slot for slot in slots}
 
 

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from adapter_store.errors import Incompatible, InvalidAdapter
 from adapter_store.lora_config import CONFIG_FILE, MAX_CONFIG_BYTES, LoraSpec, parse_config, spec_of
 from adapter_store.record import BaseCard
 from adapter_store.tensor_file import (
     CONVERT_HINT,
+    DTYPE_BYTES,
+    MAX_HEADER_BYTES,
+    PROBE_BYTES,
     WEIGHTS_FILE,
     Array,
     TensorSlot,
+    header_end,
+    parse_header,
     peak,
     read_layout,
     view,
@@ -30,6 +36,9 @@ from adapter_store.tensor_file import (
 MAX_ADAPTER_BYTES = 512 * 1024 * 1024
 MAX_MAGNITUDE = 65504.0
 """The largest float16: nothing accepted turns into Inf when a node computes in float16."""
+
+SMALLEST_PRODUCT = 2.0**-126
+"""The smallest normal float32: below it B A changes nothing."""
 
 _PREFIX = "base_model.model."
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".zip", ".tar", ".tgz", ".tar.gz")
@@ -88,13 +97,37 @@ def read_adapter_dir(directory: Path, *, card: BaseCard) -> LocalAdapter:
             pickled = any(other.endswith(_PICKLE_SUFFIXES) for other in names)
             hint = CONVERT_HINT if pickled and name == WEIGHTS_FILE else ""
             raise InvalidAdapter(f"{directory} holds no {name}", hint=hint)
-    files = {name: _read_plain(directory / name, limit) for name, limit in wanted.items()}
-    spec = parse_config(files[CONFIG_FILE])
+    with _open_plain(directory / CONFIG_FILE, MAX_CONFIG_BYTES) as file:
+        config = file.read(MAX_CONFIG_BYTES)
+    spec = parse_config(config)
     _check_rank_allowed(spec, card)
+    files = {CONFIG_FILE: config, WEIGHTS_FILE: _read_weights(directory, spec, card.modules)}
     check_content(files, config=spec.allow_listed(), card_modules=card.modules)
     return LocalAdapter(
         spec, card.fingerprint, files, tuple(name for name in names if name not in wanted)
     )
+
+
+def check_sizes(
+    sizes: Mapping[str, int],
+    *,
+    config: Mapping[str, Any],
+    card_modules: Mapping[str, tuple[int, int]],
+) -> None:
+    """Check what a record declares, by file name, before any of it is fetched.
+
+    Raises InvalidAdapter when such files cannot be this adapter, Incompatible when its config
+    does not fit the base.
+    """
+    _check_files(sizes)
+    spec = spec_of(config)
+    pairs = (card_modules[module] for module in _targeted(spec, card_modules))
+    values = spec.rank * sum(out + width for out, width in pairs)
+    most = values * max(DTYPE_BYTES.values()) + 8 + MAX_HEADER_BYTES
+    if not values * min(DTYPE_BYTES.values()) < sizes[WEIGHTS_FILE] <= most:
+        raise InvalidAdapter(
+            f"{WEIGHTS_FILE} of {sizes[WEIGHTS_FILE]} bytes cannot hold {values} values"
+        )
 
 
 def check_content(
@@ -108,20 +141,15 @@ def check_content(
     `card_modules` gives (out_features, in_features) by full module name. Raises InvalidAdapter
     or Incompatible; never copies a tensor.
     """
-    if set(files) != {CONFIG_FILE, WEIGHTS_FILE}:
-        raise InvalidAdapter(f"files are {sorted(files)}, not {[CONFIG_FILE, WEIGHTS_FILE]}")
-    total = sum(map(len, files.values()))
-    if total > MAX_ADAPTER_BYTES:
-        raise InvalidAdapter(f"{total} bytes are over {MAX_ADAPTER_BYTES}")
+    _check_files({name: len(body) for name, body in files.items()})
     spec = spec_of(config)
+    if dict(config) != spec.allow_listed():
+        raise InvalidAdapter("the version's config holds more than what is content")
     if parse_config(files[CONFIG_FILE]) != spec:
         raise InvalidAdapter(f"{CONFIG_FILE} does not say what the version's config says")
     body = files[WEIGHTS_FILE]
     layout = read_layout(body)
-    modules = _targeted(spec, card_modules)
-    _check_names(set(layout), modules)
-    for module in modules:
-        _check_shapes(module, layout, spec, card_modules[module])
+    _check_layout(layout, spec, card_modules)
     tensors = {name: view(body, slot) for name, slot in layout.items()}
     dtype = next(iter(layout.values())).dtype
     ordered = tuple(
@@ -134,18 +162,46 @@ def check_content(
     return checked
 
 
-def _read_plain(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes, never through a link."""
-    if path.is_symlink():
+def _check_files(sizes: Mapping[str, int]) -> None:
+    if set(sizes) != {CONFIG_FILE, WEIGHTS_FILE}:
+        raise InvalidAdapter(f"files are {sorted(sizes)}, not {[CONFIG_FILE, WEIGHTS_FILE]}")
+    total = sum(sizes.values())
+    if total > MAX_ADAPTER_BYTES or sizes[CONFIG_FILE] > MAX_CONFIG_BYTES:
+        raise InvalidAdapter(f"{total} bytes are over {MAX_ADAPTER_BYTES}")
+
+
+@contextmanager
+def _open_plain(path: Path, limit: int) -> Iterator[BinaryIO]:
+    """A regular file of at most `limit` bytes, never through a link."""
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
         raise InvalidAdapter(f"{path} is a link", hint="copy the folder with: cp -rL <from> <to>")
+    _check_plain(path, found, limit)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidAdapter(f"{path} is not a regular file")
-        if status.st_size > limit:
-            raise InvalidAdapter(f"{path} of {status.st_size} bytes is over {limit}")
-        return file.read(limit)
+        _check_plain(path, os.fstat(descriptor), limit)
+        yield file
+
+
+def _check_plain(path: Path, found: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidAdapter(f"{path} is not a regular file")
+    if found.st_size > limit:
+        raise InvalidAdapter(f"{path} of {found.st_size} bytes is over {limit}")
+
+
+def _read_weights(
+    directory: Path, spec: LoraSpec, card_modules: Mapping[str, tuple[int, int]]
+) -> bytes:
+    """The whole file, once its header promises exactly what this adapter needs."""
+    with _open_plain(directory / WEIGHTS_FILE, MAX_ADAPTER_BYTES) as file:
+        size = os.fstat(file.fileno()).st_size
+        probe = file.read(PROBE_BYTES)
+        end = header_end(probe, size)
+        head = (probe + file.read(max(0, end - len(probe))))[:end]
+        _check_layout(parse_header(head, size), spec, card_modules)
+        file.seek(0)
+        return file.read(size)
 
 
 def _check_rank_allowed(spec: LoraSpec, card: BaseCard) -> None:
@@ -173,6 +229,15 @@ def _targeted(spec: LoraSpec, card_modules: Mapping[str, tuple[int, int]]) -> tu
             hint=f"it has: {', '.join(leaves)}",
         )
     return tuple(chosen)
+
+
+def _check_layout(
+    layout: Mapping[str, TensorSlot], spec: LoraSpec, card_modules: Mapping[str, tuple[int, int]]
+) -> None:
+    modules = _targeted(spec, card_modules)
+    _check_names(set(layout), modules)
+    for module in modules:
+        _check_shapes(module, layout, spec, card_modules[module])
 
 
 def _check_names(found: set[str], modules: tuple[str, ...]) -> None:
@@ -223,7 +288,7 @@ def _check_values(content: AdapterTensors) -> None:
                     f"{module}.{factor} holds {top.value:g}, over the limit of {bound:g}"
                 )
             peaks.append(top.value)
-        idle += 0.0 in peaks
+        idle += peaks[0] * peaks[1] * content.spec.scale < SMALLEST_PRODUCT
     count = len(content.modules)
     if idle == count:
         raise InvalidAdapter(

@@ -24,7 +24,7 @@ from adapter_store.errors import IntegrityError, NotFound, StoreError
 from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
 from adapter_store.record import FileEntry, VersionRef
-from adapter_store.validate import check_content
+from adapter_store.validate import check_content, check_sizes
 from inference_node.adapters.outcomes import as_node_error, is_permanent
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Entry, Resident, VersionKey
@@ -250,6 +250,8 @@ class Loader:
         if version.files in self._quarantine:
             raise self._quarantine[version.files]
         self._check_base(AdapterRef(key.tenant, target.entry.adapter), version)
+        declared = {file.name: file.size for file in version.files}
+        check_sizes(declared, config=version.config, card_modules=self._card)
         files = self._reader.fetch(key.tenant, version)
         content = check_content(files, config=version.config, card_modules=self._card)
         if content.spec.rank > self._max_rank:

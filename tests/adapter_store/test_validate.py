@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from adapter_store.errors import Incompatible, InvalidAdapter
 from adapter_store.lora_config import parse_config
 from adapter_store.tensor_file import read_layout
-from adapter_store.validate import check_content, read_adapter_dir
+from adapter_store.validate import check_content, check_sizes, read_adapter_dir
 from tests.adapter_store.adapter_files import (
     CARD,
     config,
@@ -317,6 +319,59 @@ def test_a_no_op_adapter_is_refused_with_its_count() -> None:
         check(BAD_WEIGHTS["B zero everywhere"])
 
 
+def test_an_adapter_scaled_down_to_nothing_is_refused() -> None:
+    with pytest.raises(InvalidAdapter, match="does not change"):
+        check(GOOD, lora_alpha=1e-300)
+
+
+def test_a_versions_config_holds_nothing_but_content() -> None:
+    body = json.dumps(config()).encode()
+    files = {"adapter_config.json": body, "adapter_model.safetensors": GOOD}
+    listed = {**parse_config(body).allow_listed(), "base_model_name_or_path": "tiny"}
+    with pytest.raises(InvalidAdapter, match="more than what is content"):
+        check_content(files, config=listed, card_modules=CARD.modules)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"adapter_config.json": 100},
+        {"adapter_config.json": 70_000, "adapter_model.safetensors": len(GOOD)},
+        {"adapter_config.json": 100, "adapter_model.safetensors": 300},
+        {"adapter_config.json": 100, "adapter_model.safetensors": 400 * 2**20},
+        {"adapter_config.json": 100, "adapter_model.safetensors": 2**40},
+    ],
+)
+def test_declared_sizes_that_cannot_be_this_adapter_are_refused(sizes: dict[str, int]) -> None:
+    listed = parse_config(json.dumps(config()).encode()).allow_listed()
+    with pytest.raises(InvalidAdapter):
+        check_sizes(sizes, config=listed, card_modules=CARD.modules)
+    check_sizes(
+        {"adapter_config.json": 100, "adapter_model.safetensors": len(GOOD)},
+        config=listed,
+        card_modules=CARD.modules,
+    )
+
+
+def test_a_config_nested_to_the_limit_of_json_is_refused_with_a_typed_error() -> None:
+    for depth in range(600, 1000):
+        body = json.dumps(config())[:-1] + ',"x":' + "[" * depth + "]" * depth + "}"
+        with pytest.raises(InvalidAdapter):
+            parse_config(body.encode())
+
+
+def test_a_large_sparse_file_is_refused_by_its_header_and_never_read(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a")
+    os.truncate(folder / "adapter_model.safetensors", 512 * 1024 * 1024)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidAdapter, match="bytes trail"):
+            read_adapter_dir(folder, card=CARD)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_the_scale_cannot_push_accepted_values_past_float16() -> None:
     big = changed(q_proj_B=np.full((16, 4), 60_000, np.float32))
     check(big, lora_alpha=4)
@@ -351,7 +406,9 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path: Path
         assert "safe_serialization" in caught.value.hint
 
 
-def test_links_devices_and_oversize_files_are_refused(tmp_path: Path) -> None:
+def test_links_devices_and_oversize_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = write_adapter(tmp_path / "target")
 
     linked = write_adapter(tmp_path / "linked")
@@ -365,6 +422,21 @@ def test_links_devices_and_oversize_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(piped / "adapter_config.json")
     with pytest.raises(InvalidAdapter, match="not a regular file"):
         read_adapter_dir(piped, card=CARD)
+
+    for number, name in enumerate(("adapter_config.json", "adapter_model.safetensors")):
+        nested = write_adapter(tmp_path / f"nested{number}")
+        (nested / name).unlink()
+        (nested / name).mkdir()
+        with pytest.raises(InvalidAdapter, match="not a regular file"):
+            read_adapter_dir(nested, card=CARD)
+
+    bound = write_adapter(tmp_path / "bound")
+    (bound / "adapter_config.json").unlink()
+    monkeypatch.chdir(bound)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("adapter_config.json")
+    with pytest.raises(InvalidAdapter, match="not a regular file"):
+        read_adapter_dir(bound, card=CARD)
 
     large = write_adapter(tmp_path / "large")
     os.truncate(large / "adapter_model.safetensors", 512 * 1024 * 1024 + 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -189,7 +190,14 @@ def test_a_folder_that_is_not_there_or_not_readable_is_an_invalid_adapter(
         (tmp_path / "odd" / name).mkdir()
     ran = shell.run("push", "odd", "--name", "pirate")
     assert ran.code == 5
-    assert "error: odd cannot be read: Is a directory" in ran.err
+    assert "error: odd/adapter_config.json is not a regular file" in ran.err
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "odd" / name).rmdir()
+        (tmp_path / "odd" / name).touch(mode=0o000)
+    if os.geteuid():
+        ran = shell.run("push", "odd", "--name", "pirate")
+        assert ran.code == 5
+        assert "error: odd/adapter_config.json cannot be read: Permission denied" in ran.err
 
 
 def test_without_a_base_the_next_command_is_named(empty_shell: Shell) -> None:

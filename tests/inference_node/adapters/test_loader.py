@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import cast
 
@@ -67,8 +68,9 @@ class ScriptedStore:
     def publish(self, name: str, gen: int, *, rank: int = 5, seed: int = 0) -> VersionRef:
         vdig = f"{name}-{rank}-{seed}"
         config = spec(rank).allow_listed()
-        version = VersionRef(f"v{gen}", vdig, BASE, config, ())
-        self.files[vdig] = adapter_files(rank, seed=seed)
+        files = self.files[vdig] = adapter_files(rank, seed=seed)
+        entries = tuple(FileEntry(n, len(b), sha256(b).hexdigest(), ()) for n, b in files.items())
+        version = VersionRef(f"v{gen}", vdig, BASE, config, entries)
         self.current[name] = (gen, version)
         return version
 
@@ -303,7 +305,7 @@ def test_damaged_bytes_repaired_by_publishing_again_are_served(desk: Desk) -> No
 
     def stored_at(key: str) -> VersionRef:
         chunk = Chunk(key, 0, 1, "0" * 64)
-        return replace(version, files=(FileEntry("weights", 1, "0" * 64, (chunk,)),))
+        return replace(version, files=tuple(replace(f, chunks=(chunk,)) for f in version.files))
 
     damaged = target_of(stored_at("first"))
     desk.store.failures.append(IntegrityError("a chunk comes back damaged"))
@@ -312,6 +314,17 @@ def test_damaged_bytes_repaired_by_publishing_again_are_served(desk: Desk) -> No
     repaired = target_of(stored_at("again"), gen=2)
     assert repaired.entry.key == damaged.entry.key
     assert isinstance(desk.prepared(repaired), Prepared)
+
+
+@pytest.mark.parametrize("size", [0, 10, 500 * 2**20])
+def test_a_size_that_no_such_adapter_has_is_refused_before_a_byte_is_fetched(
+    desk: Desk, size: int
+) -> None:
+    version = desk.store.publish("anna", 1)
+    lies = tuple(replace(f, size=size) if "model" in f.name else f for f in version.files)
+    error = desk.refusal(target_of(replace(version, files=lies)))
+    assert isinstance(error, AdapterCorrupt)
+    assert desk.store.fetched == []
 
 
 def test_a_rank_over_the_nodes_limit_is_refused(desk: Desk) -> None:
