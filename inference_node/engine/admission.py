@@ -30,7 +30,13 @@ from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Entry, SlotTable, VersionKey
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.sequence import Phase, Sequence
-from inference_node.errors import InvalidRequest, NodeError, PoolFull, StoreDown
+from inference_node.errors import (
+    AdapterCorrupt,
+    InvalidRequest,
+    NodeError,
+    PoolFull,
+    StoreDown,
+)
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +178,8 @@ class Admission:
         request = sequence.request
         ref = parse_ref(request.adapter, tenant=request.tenant)
         current = self._slots.serving(ref.tenant, ref.adapter)
-        store_down = isinstance(error, StoreDown)
-        if store_down and current is not None and _answers(current, ref, request.min_generation):
+        no_news = isinstance(error, StoreDown | AdapterCorrupt)
+        if no_news and current is not None and _answers(current, ref, request.min_generation):
             self._pin(sequence, current)
         else:
             self._fail(sequence, error)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.layout import DEFAULT_TENANT
+from adapter_store.layout import DEFAULT_TENANT, log_key
 from inference_node.adapters.slots import Resident
 from inference_node.engine.admission import Admission
 from inference_node.engine.sequence import Sequence
+from inference_node.errors import AdapterCorrupt
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.harness import Answer, Node
 from tests.inference_node.tiny import make_adapter
@@ -73,6 +74,23 @@ def test_a_pinned_reference_is_served_whatever_is_current(
     by_label = node.ask("a@v1").wait()
     by_digest = node.ask(f"a@sha256:{old.completed.served.digest}").wait()
     assert by_label.token_ids == by_digest.token_ids == old.token_ids
+
+
+def test_a_record_nobody_can_read_leaves_the_last_good_version_serving(
+    start_tiny: StartTiny, tmp_path: Path
+) -> None:
+    node = start_tiny(max_staleness=0.0)
+    first, *_ = make_voices(node, tmp_path)
+    node.publish("a", first, label="v1")
+    before = node.ask("a").tokens
+    node.store.put_new(log_key(DEFAULT_TENANT, "a", 2), b"no record")
+    for name in ("a", "a@v1"):
+        after = node.ask(name).wait()
+        assert after.token_ids == before
+        assert after.completed.served.generation == 1
+    assert isinstance(node.ask("a", min_generation=2).error, AdapterCorrupt)
+    assert isinstance(node.ask("a@v2").error, AdapterCorrupt)
+    node.settle()
 
 
 def swap_under_load(node: Node, folders: list[Path], *, swaps: int) -> list[Answer]:
