@@ -144,8 +144,8 @@ class Publisher:
         """Serve the staged version, or the one `label` names, to everybody; ends staging and split.
 
         `label` is a version's label or `sha256:<digest>`, of anything in the log: an arm of a
-        split is promoted this way. Raises NotFound when nothing is staged or there is no such
-        version or its bytes are no longer kept.
+        split is promoted this way. To activate twice is to activate once. Raises NotFound when
+        nothing is staged or there is no such version or its bytes are no longer kept.
         """
         run = self._run(tenant, adapter, expect_gen)
         return run.change_log(

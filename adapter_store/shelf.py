@@ -9,7 +9,7 @@ from adapter_store.draft import Content
 from adapter_store.errors import InvalidSplit, NotFound
 from adapter_store.objects import ObjectStore
 from adapter_store.reader import Reader
-from adapter_store.record import MAX_ARMS, MAX_WEIGHT, Chunk, Record, VersionRef
+from adapter_store.record import MAX_ARMS, MAX_WEIGHT, Chunk, Record, RecordKind, VersionRef
 
 
 class Shelf:
@@ -41,7 +41,12 @@ class Shelf:
         raise NotFound(f"{head.adapter} has served nothing else before", hint="publish instead")
 
     def staged(self, head: Record) -> Content:
-        """Raises NotFound."""
+        """What is staged or, so that a repeated activation is none, was activated just now.
+
+        Raises NotFound.
+        """
+        if head.staged is None and head.kind is RecordKind.ACTIVATE and head.active is not None:
+            return self._content(head.active)
         if head.staged is None:
             raise NotFound(
                 f"nothing of {head.adapter} is staged", hint="stage a version, or name one"

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,10 @@ def broken_promises(
     acknowledged: Iterable[Published] = (),
     failed_txids: Iterable[str] = (),
 ) -> list[str]:
-    """What the log and its content break of I1 to I5, in words; empty when all holds."""
+    """What the log and its content break of I1 to I5, in words; empty when all holds.
+
+    And whether each record says what one of its kind may say beside its parent.
+    """
     broken: list[str] = []
     records: list[Record] = []
     try:
@@ -155,10 +159,35 @@ def broken_promises(
             broken.append(f"acknowledged generation {done.gen} is lost")
         elif found != done.record:
             broken.append(f"acknowledged generation {done.gen} has other content")
+    for before, after in pairwise((None, *reversed(records))):
+        assert after is not None
+        broken += [f"generation {after.gen} {text}" for text in undrawn(before, after)]
     txids = [record.txid for record in records]
     broken += [f"{txid} failed and is in the log" for txid in failed_txids if txid in txids]
     broken += [f"{txid} committed twice" for txid in set(txids) if txids.count(txid) > 1]
     return broken
+
+
+def undrawn(before: Record | None, after: Record) -> list[str]:
+    """What `after` changed of its parent that is not for its kind to change."""
+    was = (before.active, before.staged, before.split) if before else (None, None, ())
+    now = (after.active, after.staged, after.split)
+    active, staged, split = (old == new for old, new in zip(was, now, strict=True))
+    told = {
+        RecordKind.PUBLISH: now[0] is not None and now[1:] == (None, ()),
+        RecordKind.ROLLBACK: now[0] is not None and now[1:] == (None, ()),
+        RecordKind.ACTIVATE: now[0] is not None and now[1:] == (None, ()),
+        RecordKind.STAGE: active and split and now[1] is not None,
+        RecordKind.SPLIT: active and staged and len(now[2]) >= 2,
+        RecordKind.TOMBSTONE: now == (None, None, ()),
+        RecordKind.FENCE: active and staged and split,
+    }
+    labels = {entry.label: entry.vdig for entry in after.versions}
+    kept = all(labels.get(e.label, e.vdig) == e.vdig for e in (before.versions if before else ()))
+    return [
+        *([] if told[after.kind] else [f"is no {after.kind.value} of its parent"]),
+        *([] if kept else ["gives a label another meaning"]),
+    ]
 
 
 def keys(store: ObjectStore, folder: str) -> tuple[str, ...]:

@@ -80,8 +80,16 @@ def test_activating_serves_what_is_staged_and_sends_nothing(store: MemoryStore) 
     assert (done.gen, done.kind, done.label) == (3, RecordKind.ACTIVATE, "next")
     assert done.bytes_sent == 0
     assert view(store) == View(active=2)
-    with pytest.raises(NotFound, match="nothing of pirate is staged"):
+    again = activate(store)
+    assert (again.unchanged, again.gen, again.label) == (True, 3, "next")
+
+
+def test_activating_when_nothing_is_staged_is_not_found(store: MemoryStore) -> None:
+    publish(store, 1)
+    with pytest.raises(NotFound, match="nothing of pirate is staged") as caught:
         activate(store)
+    assert "name one" in caught.value.hint
+    assert len(keys(store, "a")) == 1
 
 
 @pytest.mark.parametrize("how", ["label", "digest"])

@@ -30,8 +30,9 @@ from tests.adapter_store.publishing import (
     publish,
     publisher,
     served_seed,
+    view,
 )
-from tests.adapter_store.scenes import commit_put, points, scene
+from tests.adapter_store.scenes import SCENES, act, commit_put, points, scene
 
 
 @pytest.fixture
@@ -46,42 +47,47 @@ def fail_every_put_once(name: str, fault: Fault) -> list[str]:
     """One fault at each put in turn; nothing may be lost, doubled, or falsely called failed."""
     broken: list[str] = []
     for point in points(name, puts_only=True):
-        store, _ = scene(name)
+        store = scene(name)
         faulty = FaultyStore(store, at=point, fault=fault, puts_only=True)
         txid = f"{point:032x}"
         txids = iter([txid, *(f"{n:032x}" for n in range(1000, 1010))])
         done: list[Published] = []
         failed: list[str] = []
         try:
-            run = publisher(faulty, new_txid=lambda: next(txids))  # noqa: B023
-            done.append(run.publish(TENANT, ADAPTER, adapter(2)))
+            done.append(act(name, faulty, new_txid=lambda: next(txids)))  # noqa: B023
         except StoreError:
             failed.append(txid)
         for arrive in faulty.late:
             arrive()
         found = broken_promises(store, acknowledged=done, failed_txids=failed)
+        found += [] if not done or view(store) == SCENES[name].after else ["it is another state"]
         broken += [f"put {point}: {text}" for text in found]
     return broken
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", ["first publish", "publish over another"])
-def test_one_failed_write_is_never_a_lost_doubled_or_falsely_failed_publish(
+@pytest.mark.parametrize("name", SCENES)
+def test_one_failed_write_is_never_a_lost_doubled_or_falsely_failed_change(
     name: str, fault: Fault
 ) -> None:
     assert fail_every_put_once(name, fault) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_single_lost_answer_does_not_fail_the_publish(fault: Fault) -> None:
-    for point in points("publish over another", puts_only=True):
-        store, _ = scene("publish over another")
-        done = publish(FaultyStore(store, at=point, fault=fault, puts_only=True), 2)
-        assert done.gen == 2
-        assert served_seed(store) == 2
+@pytest.mark.parametrize("name", SCENES)
+def test_a_single_lost_answer_does_not_fail_the_change(name: str, fault: Fault) -> None:
+    for point in points(name, puts_only=True):
+        store = scene(name)
+        done = act(name, FaultyStore(store, at=point, fault=fault, puts_only=True))
+        assert not done.unchanged
+        assert Reader(store).head(TENANT, ADAPTER) == done.record
+        assert view(store) == SCENES[name].after
 
 
-def test_taking_a_timeout_for_a_failure_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["publish over another", "stage", "activate", "split", "delete"])
+def test_taking_a_timeout_for_a_failure_is_caught(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The control: a publisher that does not look at the slot."""
 
     def hasty(self: Slot, record: Record, **rest: object) -> Record:
@@ -94,7 +100,7 @@ def test_taking_a_timeout_for_a_failure_is_caught(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Slot, "commit", hasty)
     for fault in (Fault.LOST_ANSWER, Fault.LATE):
-        broken = fail_every_put_once("publish over another", fault)
+        broken = fail_every_put_once(name, fault)
         assert any("failed and is in the log" in text for text in broken)
 
 
@@ -149,52 +155,48 @@ def test_a_commit_that_landed_unseen_before_its_deadline_is_reported_as_landed(
     assert served_seed(store) == 2
 
 
+class GoesDark(FaultyStore):
+    """From the commit on, nothing about the log is answered any more."""
+
+    sent = False
+
+    def put_new(self, key: str, body: bytes) -> None:
+        if "/log/" in key and self.sent:
+            raise StoreUnavailable("dark")
+        self.sent = "/log/" in key
+        super().put_new(key, body)
+
+    def get(self, key: str) -> bytes:
+        if self.sent:
+            raise StoreUnavailable("dark")
+        return super().get(key)
+
+
 @pytest.mark.parametrize(("fault", "landed"), [(Fault.LOST_ANSWER, True), (Fault.LATE, False)])
-def test_an_unknown_outcome_is_settled_for_good(
-    store: MemoryStore, fault: Fault, landed: bool
+@pytest.mark.parametrize("name", SCENES)
+def test_an_unknown_outcome_of_any_kind_is_settled_for_good(
+    name: str, fault: Fault, landed: bool
 ) -> None:
-    publish(store, 1)
-
-    clock = SteppedClock()
-
-    class GoesDark(FaultyStore):
-        """From the commit on, nothing about the log is answered any more."""
-
-        sent = False
-
-        def put_new(self, key: str, body: bytes) -> None:
-            if "/log/" in key and self.sent:
-                raise StoreUnavailable("dark")
-            self.sent = "/log/" in key
-            super().put_new(key, body)
-
-        def get(self, key: str) -> bytes:
-            if self.sent:
-                raise StoreUnavailable("dark")
-            return super().get(key)
-
-    put = commit_put("publish over another")
-    dark = GoesDark(store, at=put, fault=fault, puts_only=True)
+    store = scene(name)
+    gens = len(keys(store, "a"))
+    dark = GoesDark(store, at=commit_put(name), fault=fault, puts_only=True)
     with pytest.raises(OutcomeUnknown) as caught:
-        publisher(dark, clock=clock, sleep=clock.sleep).publish(TENANT, ADAPTER, adapter(2))
+        act(name, dark)
     txid = caught.value.txid
     assert len(keys(store, "txn")) == 1
-    if landed:
-        settled = publisher(store).settle(TENANT, ADAPTER, txid)
-        assert (settled.gen, settled.txid) == (2, txid)
-    else:
-        with pytest.raises(Conflict, match="never will"):
-            publisher(store).settle(TENANT, ADAPTER, txid)
-    for arrive in dark.late:
-        arrive()
-    assert served_seed(store) == (2 if landed else 1)
+    for _ in range(2):
+        if landed:
+            settled = publisher(store).settle(TENANT, ADAPTER, txid)
+            assert (settled.gen, settled.txid) == (gens + 1, txid)
+            assert settled.record == Reader(store).head(TENANT, ADAPTER)
+        else:
+            with pytest.raises(Conflict, match="never will"):
+                publisher(store).settle(TENANT, ADAPTER, txid)
+        for arrive in dark.late:
+            arrive()
+    assert view(store) == (SCENES[name].after if landed else SCENES[name].before)
     assert keys(store, "txn") == ()
     assert broken_promises(store, failed_txids=[] if landed else [txid]) == []
-    if landed:
-        assert publisher(store).settle(TENANT, ADAPTER, txid).gen == 2
-    else:
-        with pytest.raises(Conflict):
-            publisher(store).settle(TENANT, ADAPTER, txid)
 
 
 def test_a_transaction_of_another_adapter_is_not_settled_here(store: MemoryStore) -> None:
@@ -206,7 +208,7 @@ def test_a_transaction_of_another_adapter_is_not_settled_here(store: MemoryStore
 
 def test_a_store_that_is_down_fails_the_publish_definitely_and_changes_nothing() -> None:
     for point in points("publish over another", puts_only=True):
-        store, _ = scene("publish over another")
+        store = scene("publish over another")
         down = FaultyStore(store, at=point, fault=Fault.UNAVAILABLE, puts_only=True, lasts=10**6)
         with pytest.raises(StoreUnavailable, match="nothing was committed"):
             publish(down, 2)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
+from adapter_store import draft, kinds
 from adapter_store.commit import Limits, Published, Publisher
 from adapter_store.coordination import NoLock, PublishLock
+from adapter_store.draft import Content, State
 from adapter_store.errors import Conflict
 from adapter_store.locks import open_lock
 from adapter_store.memory import MemoryStore
 from adapter_store.objects import ListPage, ObjectHead, ObjectStore
+from adapter_store.record import VersionRef
 from adapter_store.s3 import S3Store
-from tests.adapter_store.faulty_store import OverwritingStore
+from tests.adapter_store.faulty_store import OverwritingStore, RacingStore
 from tests.adapter_store.publishing import (
     ADAPTER,
     TENANT,
@@ -24,6 +28,8 @@ from tests.adapter_store.publishing import (
     keys,
     publish,
     served_seed,
+    split,
+    stage,
 )
 
 LOCKED_ROUNDS = 40
@@ -123,6 +129,85 @@ def test_six_publishers_without_a_lock_lose_no_update_in_memory() -> None:
         written = [one for one in done if not one.unchanged]
         assert broken_promises(store, acknowledged=written) == []
         assert keys(store, "txn") == ()
+
+
+Change = Callable[[Publisher], Published]
+
+
+def one_of_each_kind(turn: int) -> dict[str, Change]:
+    """Changes that differ from turn to turn, so that none is there already."""
+    return {
+        "publish": lambda by: by.publish(TENANT, ADAPTER, adapter(3 + turn % 3)),
+        "stage": lambda by: by.stage(TENANT, ADAPTER, adapter(6 + turn % 3)),
+        "activate": lambda by: by.activate(TENANT, ADAPTER, label="v1"),
+        "split": lambda by: by.split(TENANT, ADAPTER, {"v1": turn + 2, "v2": 1}),
+        "delete": lambda by: by.delete(TENANT, ADAPTER),
+    }
+
+
+def race_kinds(
+    store: ObjectStore, *, turns: int, racer_at: Callable[[], ObjectStore]
+) -> list[Published]:
+    """All kinds at once for the same slot, some over a split and a staged version."""
+    acknowledged = [publish(store, 1, label="v1"), publish(store, 2, label="v2")]
+    for turn in range(turns):
+        acknowledged.append(publish(store, 9 + turn % 2))
+        if turn % 2:
+            acknowledged += [stage(store, 11), split(store, {"v1": 1, "v2": turn + 2})]
+        changes = list(one_of_each_kind(turn).values())
+        meeting = threading.Barrier(len(changes))
+        racers = [racer(MeetingStore(racer_at(), meeting), NoLock()) for _ in changes]
+
+        def run(one: Publisher, change: Change) -> Published | None:
+            try:
+                return change(one)
+            except Conflict:
+                return None
+
+        with ThreadPoolExecutor(len(racers)) as pool:
+            acknowledged += [done for done in pool.map(run, racers, changes) if done is not None]
+    return acknowledged
+
+
+def test_changes_of_every_kind_for_one_slot_lose_nothing_and_each_builds_on_its_parent() -> None:
+    store = MemoryStore()
+    acknowledged = race_kinds(store, turns=12, racer_at=lambda: store)
+    assert broken_promises(store, acknowledged=acknowledged) == []
+    assert {done.kind.value for done in acknowledged} >= {"publish", "stage", "activate"}
+    assert any(done.attempt > 1 for done in acknowledged)
+    assert keys(store, "txn") == ()
+
+
+@pytest.mark.services
+def test_changes_of_every_kind_for_one_slot_lose_nothing_on_a_real_store(
+    s3_store: S3Store, store_at: Callable[..., S3Store]
+) -> None:
+    acknowledged = race_kinds(s3_store, turns=2, racer_at=store_at)
+    assert broken_promises(s3_store, acknowledged=acknowledged) == []
+    assert keys(s3_store, "txn") == ()
+
+
+def test_a_staging_drawn_from_a_head_that_was_overtaken_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The control: a publisher that carries along what it saw first."""
+    honest = kinds.stage
+
+    def stale(content: Content) -> draft.Change:
+        change = honest(content)
+        seen: list[State] = []
+
+        def draw(before: State, versions: tuple[VersionRef, ...]) -> State:
+            seen.append(before)
+            return change.draw(seen[0], versions)
+
+        return replace(change, draw=draw)
+
+    monkeypatch.setattr(kinds, "stage", stale)
+    store = MemoryStore()
+    publish(store, 1)
+    stage(RacingStore(store, lambda: publish(store, 2)), 3)
+    assert "generation 3 is no stage of its parent" in broken_promises(store)
 
 
 @pytest.mark.services
