@@ -17,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from adapter_store.cli import bases, change, look, push, store, verify
+from adapter_store.cli import bases, change, diff, look, pull, push, store, verify
 from adapter_store.cli.console import complain, complain_as_json, tell
-from adapter_store.cli.outcome import INTERRUPTED, OTHER, USAGE, Interrupted, exit_code
+from adapter_store.cli.outcome import INTERRUPTED, OTHER, USAGE, Interrupted, LocalFault, exit_code
 from adapter_store.cli.panels import LOOK, PUBLISH, SET_UP, TAKE_CARE, Panels
 from adapter_store.errors import OutcomeUnknown, StoreError
 
@@ -65,6 +65,8 @@ app.command(rich_help_panel=PUBLISH)(change.settle)
 app.command(rich_help_panel=LOOK)(look.ls)
 app.command(rich_help_panel=LOOK)(look.show)
 app.command(rich_help_panel=LOOK)(look.history)
+app.command(rich_help_panel=LOOK)(diff.diff)
+app.command(rich_help_panel=LOOK)(pull.pull)
 app.command(rich_help_panel=TAKE_CARE)(verify.verify)
 app.command(rich_help_panel=SET_UP)(store.init)
 app.command(rich_help_panel=SET_UP)(store.check)
@@ -104,6 +106,9 @@ def main() -> None:
 
 
 def _run(*, as_json: bool) -> int:
+    def report(error: Exception, hint: str, code: int, **more: str) -> int:
+        return _report(error, hint, code, as_json=as_json, **more)
+
     try:
         code = app(prog_name=PROGRAM, standalone_mode=False)
         if code == INTERRUPTED:
@@ -112,29 +117,36 @@ def _run(*, as_json: bool) -> int:
         return _report_usage(error, as_json=as_json)
     except StoreError as error:
         more = {"txid": error.txid} if isinstance(error, OutcomeUnknown) else {}
-        _report(error, error.hint, as_json=as_json, **more)
-        return exit_code(error)
+        return report(error, error.hint, exit_code(error), **more)
     except Interrupted as error:
-        _report(error, error.hint, as_json=as_json)
-        return INTERRUPTED
+        return report(error, error.hint, INTERRUPTED)
+    except LocalFault as error:
+        return report(error, error.hint, OTHER)
     except Exception as error:
         kind = type(error).__name__
         hint = f"run it again with {DEBUG_VARIABLE}=1 (or adapter-store --debug ...) to see where"
-        _report(error, hint, as_json=as_json, prefix=f"{kind}: ", kind="Unexpected")
-        return OTHER
+        return report(error, hint, OTHER, prefix=f"{kind}: ", kind="Unexpected")
     return code if isinstance(code, int) else 0
 
 
 def _report(
-    error: Exception, hint: str, *, as_json: bool, prefix: str = "", kind: str = "", **more: str
-) -> None:
+    error: Exception,
+    hint: str,
+    code: int,
+    *,
+    as_json: bool,
+    prefix: str = "",
+    kind: str = "",
+    **more: str,
+) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
     message = f"{prefix}{error}"
     if as_json:
-        complain_as_json(kind or type(error).__name__, message, hint, **more)
+        complain_as_json(kind or type(error).__name__, message, hint, code, **more)
     else:
         complain(message, hint)
+    return code
 
 
 def _report_usage(error: typer.TyperException, *, as_json: bool) -> int:
@@ -142,7 +154,7 @@ def _report_usage(error: typer.TyperException, *, as_json: bool) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else PROGRAM
     if as_json:
-        complain_as_json("Usage", message, f"{command} --help")
+        complain_as_json("Usage", message, f"{command} --help", USAGE)
     elif message.startswith("Usage:"):
         typer.echo(message, err=True)
     else:

@@ -32,9 +32,10 @@ def complain(message: str, hint: str) -> None:
         say(f"hint: {hint}")
 
 
-def complain_as_json(kind: str, message: str, hint: str, **more: str) -> None:
+def complain_as_json(kind: str, message: str, hint: str, exit_code: int, **more: str) -> None:
     """The same for programs, on stdout."""
-    out({"error": {"kind": kind, "message": message, "hint": hint, **more}})
+    error = {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}
+    out({"error": {**error, **more}})
 
 
 def out(value: Mapping[str, Any]) -> None:

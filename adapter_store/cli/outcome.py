@@ -66,6 +66,14 @@ class Interrupted(Exception):
         self.hint = hint
 
 
+class LocalFault(Exception):
+    """This machine's disk or folders said no; the store has nothing to do with it."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 def exit_code(error: StoreError) -> int:
     kind = _known(error, _CODES)
     return OTHER if kind is None else _CODES[kind]
