@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from adapter_store import weight_change as under_test
+from adapter_store.lora_config import parse_config
 from adapter_store.validate import AdapterTensors, check_content
 from adapter_store.weight_change import Factors, difference, product_norm, weight_change
 from tests.adapter_store.adapter_files import CARD, config, header_of, pack, pack_header, tensors
@@ -16,7 +17,7 @@ from tests.adapter_store.adapter_files import CARD, config, header_of, pack, pac
 def content(weights: bytes, **changes: object) -> AdapterTensors:
     body = json.dumps(config(**changes)).encode()
     files = {"adapter_config.json": body, "adapter_model.safetensors": weights}
-    return check_content(files, config=json.loads(body), card_modules=CARD.modules)
+    return check_content(files, config=parse_config(body).allow_listed(), card_modules=CARD.modules)
 
 
 def dense(content: AdapterTensors, module: str) -> np.ndarray:
