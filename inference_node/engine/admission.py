@@ -263,6 +263,8 @@ class Admission:
             self._fail(sequence, error)
 
     def _on_learned(self, news: Learned) -> None:
+        if news.target is None:
+            self._serve_no_older(news)
         current = self._slots.serving(news.tenant, news.adapter)
         if current is None or current.gen >= news.gen:
             return
@@ -271,6 +273,16 @@ class Admission:
             self._watch_names()
         else:
             self._adopt(news.target)
+
+    def _serve_no_older(self, news: Learned) -> None:
+        """What was on its way to its name when the adapter was deleted must not revive it."""
+        name = (news.tenant, news.adapter)
+        for wanted in self._wanted.values():
+            wanted.names = [
+                entry
+                for entry in wanted.names
+                if (entry.tenant, entry.adapter) != name or entry.gen > news.gen
+            ]
 
     def _watch_names(self) -> None:
         """Tell the watcher what is served; evictions may have ended some of it."""
