@@ -14,6 +14,7 @@ StoreError
 │   └── Incompatible     it is one, but not for this base model
 ├── LockLost             the lease on the publish lock ran out; stop writing
 ├── StoreUnavailable     the store did not answer in time; try again
+│   └── Behind           it did, and its log does not reach the generation asked for
 ├── StoreRefused         the store answered no: credentials, bucket, or permissions
 └── StoreUnfit           the store breaks a promise the protocol needs
 """
@@ -92,6 +93,10 @@ class LockLost(StoreError):
 
 class StoreUnavailable(StoreError):
     """The store did not answer, or answered that it cannot serve now."""
+
+
+class Behind(StoreUnavailable):
+    """The log in the store does not reach the generation asked for, which may come yet."""
 
 
 class StoreRefused(StoreError):

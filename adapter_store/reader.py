@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from adapter_store import layout
 from adapter_store.cache import ContentCache
 from adapter_store.canary import choose_arm
-from adapter_store.errors import IntegrityError, InvalidName, NotFound
+from adapter_store.errors import Behind, IntegrityError, NotFound, Untrusted
 from adapter_store.layout import AdapterRef
+from adapter_store.log import Known, Log, Seen, check_plan
 from adapter_store.objects import ObjectStore
 from adapter_store.record import (
     Chunk,
@@ -27,11 +29,9 @@ from adapter_store.record import (
     Record,
     RecordKind,
     VersionRef,
-    decode_record,
 )
 from adapter_store.signing import Verifier
 
-MAX_VERSION_BYTES = 512 * 1024 * 1024
 _REMEMBERED_RECORDS = 1024
 FETCH_THREADS = 4
 
@@ -47,12 +47,6 @@ class Resolved:
     version: VersionRef
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    record: Record
-    digest: str
-
-
 class Reader:
     """Reads logs and content; safe for several threads, and writes nothing to the store."""
 
@@ -62,50 +56,93 @@ class Reader:
         *,
         cache: ContentCache | None = None,
         verifier: Verifier | None = None,
+        on_refused: Callable[[Untrusted], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
         parallel: int = FETCH_THREADS,
     ) -> None:
-        """`fetch` asks for `parallel` chunks at once; 1 needs no thread but the caller's."""
+        """`fetch` asks for `parallel` chunks at once; 1 needs no thread but the caller's.
+
+        With a verifier only what it trusts is believed, and `on_refused` is told once of each
+        record that is not.
+        """
         self._store = store
         self._cache = cache
         self._verifier = verifier
+        self._on_refused = on_refused
+        self._clock = clock
         self._parallel = parallel
+        self._log = Log(store, verifier, refused=self._note_refused)
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, str], _Known] = {}
+        self._known: dict[tuple[str, str], Known] = {}
+        self._checked: dict[tuple[str, str], float] = {}
+        self._alarmed: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self._old: OrderedDict[tuple[str, str, int], Record] = OrderedDict()
 
     def head(self, tenant: str, adapter: str) -> Record:
         """The current record, asked of the store now.
 
-        Raises NotFound for an adapter without a log, IntegrityError when a record breaks the
-        chain (what was known before stays known), StoreUnavailable, StoreRefused.
+        Raises NotFound for an adapter without a log, StoreUnavailable, StoreRefused, IntegrityError
+        when a record breaks the chain, Untrusted when the newest one is not to be believed; what
+        was known before stays known.
         """
-        known = self._recall(tenant, adapter) or self._first(tenant, adapter)
-        return self._walk(known).record
+        known = self._refreshed(tenant, adapter)
+        if known.refused is not None:
+            raise known.refused
+        return known.record
+
+    def current(self, tenant: str, adapter: str) -> Record:
+        """The newest record that counts, asked of the store now.
+
+        It is `head`, or with a verifier the last trusted record below it. Raises as `head`, and
+        Untrusted only when no record counts.
+        """
+        return self._refreshed(tenant, adapter).record
+
+    def refused(self, tenant: str, adapter: str) -> Untrusted | None:
+        """Why the newest slot seen does not count; None when it does. Asks nobody."""
+        known = self._recall(tenant, adapter)
+        return known.refused if known else None
 
     def known_gen(self, tenant: str, adapter: str) -> int:
         """The highest generation seen so far, 0 for none; asks nobody."""
         known = self._recall(tenant, adapter)
         return known.record.gen if known else 0
 
-    def resolve(self, ref: AdapterRef, *, affinity: str = "", refresh: bool = True) -> Resolved:
-        """The version that `ref` means.
+    def resolve(
+        self,
+        ref: AdapterRef,
+        *,
+        affinity: str = "",
+        refresh: bool = True,
+        max_staleness: float = 0.0,
+        min_generation: int = 0,
+    ) -> Resolved:
+        """The version that `ref` means, by the newest record that counts.
 
         During a split, `affinity` chooses the arm for a `ref` that pins none: the same key gets
         the same arm while the weights allow it (canary.py). Without a key it is the active version.
 
-        With `refresh` the store is asked for news; without, what is known answers, and only an
-        adapter never seen before costs requests. A pinned version costs at most 3 requests cold.
-        Raises NotFound for an unknown adapter or version and after a tombstone, and as `head`.
+        With `refresh` the store is asked for news unless it was asked less than `max_staleness`
+        seconds ago; without, what is known answers, and only an adapter never seen before costs
+        requests. Whatever is known below `min_generation` is not an answer: the store is asked. A
+        pinned version costs at most 3 requests cold.
+
+        Raises NotFound for an unknown adapter or version and after a tombstone, Behind when the
+        log does not reach `min_generation`, and as `current`.
         """
         known = self._recall(ref.tenant, ref.adapter)
         cold = known is None
+        walked = False
         if known is None:
             known = self._first(ref.tenant, ref.adapter)
         # A listing is current by itself, so a pinned version found under it needs no walk.
-        if refresh and not (cold and ref.pinned):
-            known = self._walk(known)
+        stale = refresh and not (cold and ref.pinned) and self._older_than(ref, max_staleness)
+        if stale or known.record.gen < min_generation:
+            known, walked = self._walk(known), True
+        if known.record.gen < min_generation:
+            raise _behind(known, min_generation)
         found = self._select(known.record, ref, affinity)
-        if found is None and cold and ref.pinned:
+        if found is None and cold and ref.pinned and not walked:
             known = self._walk(known)
             found = self._select(known.record, ref, affinity)
         if found is None:
@@ -121,7 +158,7 @@ class Reader:
             if (tenant, adapter, gen) in self._old:
                 self._old.move_to_end((tenant, adapter, gen))
                 return self._old[tenant, adapter, gen]
-        record = self._read(tenant, adapter, gen).record
+        record = _record(self._log.read(tenant, adapter, gen))
         with self._lock:
             self._old[tenant, adapter, gen] = record
             if len(self._old) > _REMEMBERED_RECORDS:
@@ -136,25 +173,40 @@ class Reader:
         for entry in reversed(record.versions):
             if entry.label == ref.label if ref.label else entry.vdig == ref.vdig:
                 older = self.record(ref.tenant, ref.adapter, entry.gen)
-                version = _pinned(older, AdapterRef(ref.tenant, ref.adapter, vdig=entry.vdig))
-                if version is None:
+                version = _pinned(older, AdapterRef(ref.tenant, ref.adapter, label=entry.label))
+                if version is None or version.vdig != entry.vdig:
                     raise IntegrityError(f"generation {entry.gen} lacks version {entry.label!r}")
+                if self._verifier is not None:
+                    self._verifier.check(older)
                 return _resolved(older, version)
         return None
 
     def history(self, tenant: str, adapter: str) -> Iterator[Record]:
-        """Every record, newest first. Raises IntegrityError where the chain breaks."""
-        record = self.head(tenant, adapter)
-        yield record
-        while record.gen > 1:
+        """Every record, newest first; with a verifier, every signed one that it trusts.
+
+        Raises IntegrityError where the chain breaks, and as `current`.
+        """
+        known = self._refreshed(tenant, adapter)
+        if self._verifier is None or known.record.kind is not RecordKind.FENCE:
+            yield known.record
+        gen, parent = known.record.gen, known.record.parent
+        # Below a slot that holds no record at all nothing is linked, and signatures alone count.
+        linked = True
+        while gen > 1:
+            gen -= 1
             try:
-                older = self._read(tenant, adapter, record.gen - 1)
+                seen = self._log.read(tenant, adapter, gen)
             except NotFound as error:
-                raise IntegrityError(f"generation {record.gen - 1} of {adapter} is gone") from error
-            if older.digest != record.parent:
-                raise IntegrityError(f"generation {record.gen} of {adapter} has another parent")
-            record = older.record
-            yield record
+                raise IntegrityError(f"generation {gen} of {adapter} is gone") from error
+            if linked and seen.digest != parent:
+                raise IntegrityError(f"generation {gen + 1} of {adapter} has another parent")
+            if self._verifier is not None and seen.record is None:
+                linked = False
+                continue
+            record, linked = _record(seen), True
+            parent = record.parent
+            if self._trusts(record):
+                yield record
 
     def adapters(self, tenant: str) -> Iterator[str]:
         """The names of a tenant's adapters, in order."""
@@ -175,7 +227,7 @@ class Reader:
         damaged; when a chunk is gone, NotFound, or IntegrityError if `adapter` is given and
         still needs this very version. Raises StoreUnavailable and StoreRefused.
         """
-        _check_plan(tenant, version)
+        check_plan(tenant, version)
         chunks = [chunk for file in version.files for chunk in file.chunks]
         try:
             bodies = dict(zip(chunks, self._fetch_all(chunks), strict=True))
@@ -183,51 +235,69 @@ class Reader:
             raise self._gone(tenant, adapter, version) from error
         return {file.name: _assemble(file, bodies) for file in version.files}
 
-    def _recall(self, tenant: str, adapter: str) -> _Known | None:
+    def _recall(self, tenant: str, adapter: str) -> Known | None:
         with self._lock:
             return self._known.get((tenant, adapter))
 
-    def _learn(self, found: _Known) -> _Known:
+    def _learn(self, found: Known) -> Known:
         """Remember `found` unless another thread already knows more; what is known now."""
         key = (found.record.tenant, found.record.adapter)
         with self._lock:
             known = self._known.get(key)
-            if known is None or known.record.gen < found.record.gen:
+            if known is None or _extent(known) <= _extent(found):
                 self._known[key] = known = found
             return known
 
-    def _first(self, tenant: str, adapter: str) -> _Known:
-        page = self._store.list(layout.log_prefix(tenant, adapter), limit=1)
-        if not page.keys:
-            raise NotFound(f"there is no adapter {adapter!r}", hint="publish it first")
-        try:
-            newest = layout.parse_log_key(page.keys[0])
-        except InvalidName as error:
-            raise IntegrityError(f"the log of {adapter} holds what is no record") from error
-        return self._learn(self._read(tenant, adapter, newest))
+    def _refreshed(self, tenant: str, adapter: str) -> Known:
+        known = self._recall(tenant, adapter) or self._first(tenant, adapter)
+        return self._walk(known)
 
-    def _walk(self, known: _Known) -> _Known:
+    def _first(self, tenant: str, adapter: str) -> Known:
+        return self._learn(self._log.start(tenant, adapter))
+
+    def _walk(self, known: Known) -> Known:
+        """Up to the end of the log. Every step is remembered, should a later one fail."""
+        name = (known.record.tenant, known.record.adapter)
+        asked_at = self._clock()
         while True:
-            record = known.record
             try:
-                found = self._read(record.tenant, record.adapter, record.gen + 1)
-            except NotFound:
-                return known
-            if found.record.parent != known.digest:
-                raise IntegrityError(
-                    f"generation {found.record.gen} of {record.adapter} has another parent",
-                    hint="the log was tampered with; what was current before stays current",
-                )
+                found = self._log.climb(known)
+            except Untrusted:
+                # Only of what was known itself: whoever was trusted for it no longer is.
+                with self._lock:
+                    self._known.pop(name, None)
+                raise
+            if found is known or self._verifier is not None:
+                break
             known = self._learn(found)
+        known = self._learn(found)
+        with self._lock:
+            self._checked[name] = asked_at
+        return known
 
-    def _read(self, tenant: str, adapter: str, gen: int) -> _Known:
-        body = self._store.get(layout.log_key(tenant, adapter, gen))
-        record = decode_record(body)
-        if (record.tenant, record.adapter, record.gen) != (tenant, adapter, gen):
-            raise IntegrityError(f"the record at generation {gen} of {adapter} is another's")
-        for version in record.contents():
-            _check_plan(tenant, version)
-        return _Known(record, hashlib.sha256(body).hexdigest())
+    def _older_than(self, ref: AdapterRef, max_staleness: float) -> bool:
+        with self._lock:
+            checked = self._checked.get((ref.tenant, ref.adapter))
+        return checked is None or self._clock() - checked > max_staleness
+
+    def _note_refused(self, tenant: str, adapter: str, seen: Seen, error: Untrusted) -> None:
+        with self._lock:
+            key = (tenant, adapter, seen.digest)
+            known = key in self._alarmed
+            self._alarmed[key] = None
+            if len(self._alarmed) > _REMEMBERED_RECORDS:
+                self._alarmed.popitem(last=False)
+        if not known and self._on_refused is not None:
+            self._on_refused(error)
+
+    def _trusts(self, record: Record) -> bool:
+        if self._verifier is None:
+            return True
+        try:
+            self._verifier.check(record)
+        except Untrusted:
+            return False
+        return True
 
     def _select(self, record: Record, ref: AdapterRef, affinity: str) -> Resolved | None:
         version = record.active
@@ -283,6 +353,25 @@ class Reader:
         )
 
 
+def _extent(known: Known) -> tuple[int, int]:
+    """Of two findings the larger is the later one."""
+    return known.epoch, known.record.gen
+
+
+def _record(seen: Seen) -> Record:
+    if seen.record is None:
+        raise seen.fault or IntegrityError(f"generation {seen.gen} is no record")
+    return seen.record
+
+
+def _behind(known: Known, wanted: int) -> Behind:
+    record = known.record
+    message = f"{record.adapter} is at generation {record.gen}, below {wanted}"
+    if known.refused is not None:
+        message = f"{message}: {known.refused}"
+    return Behind(message, hint="ask again shortly, or check the generation")
+
+
 def _resolved(record: Record, version: VersionRef) -> Resolved:
     return Resolved(record.tenant, record.adapter, record.gen, record.kind, version)
 
@@ -310,21 +399,6 @@ def _no_version(record: Record, ref: AdapterRef) -> NotFound:
         f"{ref.adapter} was deleted, generation {record.gen} serves nothing",
         hint="publish it again, or roll back to a version of it",
     )
-
-
-def _check_plan(tenant: str, version: VersionRef) -> None:
-    """Chunks tile their files, lie in this tenant's folder, and stay within bounds."""
-    if version.bytes > MAX_VERSION_BYTES:
-        raise IntegrityError(f"version {version.label!r} is over {MAX_VERSION_BYTES} bytes")
-    for file in version.files:
-        offset = 0
-        for chunk in file.chunks:
-            ours = chunk.key.startswith(layout.blob_prefix(tenant, chunk.sha256))
-            if not ours or chunk.offset != offset or not 0 < chunk.length <= layout.CHUNK_BYTES:
-                raise IntegrityError(f"the chunks of {file.name!r} are out of place")
-            offset += chunk.length
-        if offset != file.size:
-            raise IntegrityError(f"the chunks of {file.name!r} are not its {file.size} bytes")
 
 
 def _assemble(file: FileEntry, bodies: dict[Chunk, bytes]) -> bytes:

@@ -141,7 +141,7 @@ class Record:
     attempt: int
     actor: str
     time: str
-    """RFC 3339, information only: nothing decides by it."""
+    """RFC 3339, information; only the dates of a trusted key's validity are judged by it."""
     signatures: tuple[Mapping[str, Any], ...] = field(default=())
     format: int = FORMAT
 
