@@ -1,8 +1,9 @@
-"""What publishers and garbage collectors tell each other: intents and plans.
+"""What publishers and garbage collectors tell each other: intents, pins and plans.
 
 A publisher writes its intent before it looks for chunks to reuse; a collector writes its plan
 before it looks again at what is needed. In a consistent store at least one of them sees the
-other, so no chunk is deleted that a commit is about to name.
+other, so no chunk is deleted that a commit is about to name. A pin is written before its maker
+looks at the plans, for the same reason.
 """
 
 from __future__ import annotations
@@ -40,6 +41,22 @@ class Plan:
         return canonical_json(asdict(self))
 
 
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A version that is kept whatever its age."""
+
+    adapter: str
+    label: str
+    vdig: str
+    gen: int
+    """The record that names these keys."""
+    keys: tuple[str, ...]
+    """Of every chunk of the version."""
+
+    def encode(self) -> bytes:
+        return canonical_json(asdict(self))
+
+
 def decode_intent(body: bytes) -> Intent:
     """Raises IntegrityError on anything but a canonical intent."""
     value = _fields(body, "an intent", {"adapter": str, "digests": list, "slot": int})
@@ -58,6 +75,19 @@ def decode_intent(body: bytes) -> Intent:
 def decode_plan(body: bytes) -> Plan:
     """Raises IntegrityError on anything but a canonical collection plan."""
     return Plan(tuple(_fields(body, "a collection plan", {"keys": list})["keys"]))
+
+
+def decode_pin(body: bytes) -> Pin:
+    """Raises IntegrityError on anything but a canonical pin."""
+    types = {"adapter": str, "gen": int, "keys": list, "label": str, "vdig": str}
+    value = _fields(body, "a pin", types)
+    try:
+        check_id("adapter", value["adapter"])
+        check_id("version", value["label"])
+        check_digest(value["vdig"])
+    except InvalidName as error:
+        raise IntegrityError(f"not a pin: {error}") from error
+    return Pin(value["adapter"], value["label"], value["vdig"], value["gen"], tuple(value["keys"]))
 
 
 def _fields(body: bytes, what: str, types: Mapping[str, type]) -> dict[str, Any]:

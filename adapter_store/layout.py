@@ -6,6 +6,7 @@ v1/t/<tenant>/a/<adapter>/log/<inv>-<gen>    commit record; inv makes the newest
 v1/t/<tenant>/blob/<sha256>.<txid>.<attempt> one chunk, at most 16 MiB
 v1/t/<tenant>/txn/<txid>.<attempt>           publish intent
 v1/t/<tenant>/gc/<planid>                    garbage collection plan
+v1/t/<tenant>/pin/<adapter>/<vdig>           pin: this version's chunks are kept
 v1/check/<random>                            probe of the conformance check, deleted after it
 
 Some stores alias `a//b` to `a/b`, so an id never contains a slash and is never empty.
@@ -29,6 +30,7 @@ DEFAULT_TENANT = "default"
 CHUNK_BYTES = 16 * 1024 * 1024
 
 _LOG_NAME = re.compile(r"[0-9a-f]{16}-([0-9]{1,19})")
+_BLOB_NAME = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}\.[0-9]{1,9}")
 
 
 def base_card_key(fingerprint: str) -> str:
@@ -75,12 +77,24 @@ def _log_name(gen: int) -> str:
     return f"{MAX_GENERATION - gen:016x}-{gen}"
 
 
+def blobs_prefix(tenant: str) -> str:
+    return f"{tenant_prefix(tenant)}blob/"
+
+
 def blob_prefix(tenant: str, sha256: str) -> str:
-    return f"{tenant_prefix(tenant)}blob/{check_digest(sha256)}."
+    return f"{blobs_prefix(tenant)}{check_digest(sha256)}."
 
 
 def blob_key(tenant: str, sha256: str, txid: str, attempt: int) -> str:
     return f"{blob_prefix(tenant, sha256)}{check_txid(txid)}.{attempt}"
+
+
+def parse_blob_key(key: str) -> str:
+    """The sha256 in a chunk's key; raises InvalidName."""
+    match = _BLOB_NAME.fullmatch(key.rsplit("/", 1)[-1])
+    if match is None:
+        raise InvalidName(f"{shown(key)} is not a chunk key")
+    return match[1]
 
 
 def intents_prefix(tenant: str) -> str:
@@ -97,6 +111,14 @@ def plans_prefix(tenant: str) -> str:
 
 def plan_key(tenant: str, plan_id: str) -> str:
     return f"{plans_prefix(tenant)}{check_txid(plan_id)}"
+
+
+def pins_prefix(tenant: str) -> str:
+    return f"{tenant_prefix(tenant)}pin/"
+
+
+def pin_key(tenant: str, adapter: str, vdig: str) -> str:
+    return f"{pins_prefix(tenant)}{check_id('adapter', adapter)}/{check_digest(vdig)}"
 
 
 def checks_prefix() -> str:

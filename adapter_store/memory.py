@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from adapter_store.errors import AlreadyExists, NotFound
 from adapter_store.objects import ListPage, ObjectHead
@@ -44,11 +45,12 @@ class MemoryStore:
     ) -> ListPage:
         with self._lock:
             keys = sorted(key for key in self._bodies if key.startswith(prefix))
+            heads = {key: replace(self._heads[key], sha256=None) for key in keys}
         names = dict.fromkeys(_folded(key, prefix, delimiter) for key in keys)
         rest = [name for name in names if token is None or name > token]
         page, more = rest[:limit], len(rest) > limit
         return ListPage(
-            keys=tuple(name for name in page if not _is_folder(name, prefix, delimiter)),
+            heads=tuple(heads[name] for name in page if not _is_folder(name, prefix, delimiter)),
             folders=tuple(name for name in page if _is_folder(name, prefix, delimiter)),
             next_token=page[-1] if more else None,
         )

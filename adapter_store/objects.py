@@ -8,6 +8,7 @@ number of racing callers exactly one creates it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,7 @@ class ObjectHead:
     key: str
     size: int
     sha256: str | None
-    """Hex sha256 the store itself verified on receipt; None where it keeps none."""
+    """Hex sha256 the store itself verified on receipt; None where it keeps none, and in a list."""
     modified: float
     """Seconds since the epoch on the store's own clock."""
 
@@ -28,11 +29,15 @@ class ObjectHead:
 class ListPage:
     """One page of a listing, in ascending key order."""
 
-    keys: tuple[str, ...]
+    heads: tuple[ObjectHead, ...]
     folders: tuple[str, ...]
     """Common prefixes up to and including the delimiter, when one was given."""
     next_token: str | None
     """Pass as `token` for the next page; None when this is the last."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(head.key for head in self.heads)
 
 
 class ObjectStore(Protocol):
@@ -70,3 +75,14 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove `key`; removing an absent key is not an error."""
         ...
+
+
+def listed(store: ObjectStore, prefix: str) -> Iterator[ObjectHead]:
+    """Every object under `prefix`, page after page."""
+    token: str | None = None
+    while True:
+        page = store.list(prefix, token=token)
+        yield from page.heads
+        token = page.next_token
+        if token is None:
+            return

@@ -142,7 +142,10 @@ class S3Store:
         except _FOREIGN as error:
             raise self._translated(error, prefix) from error
         return ListPage(
-            keys=tuple(item["Key"] for item in answer.get("Contents", [])),
+            heads=tuple(
+                ObjectHead(item["Key"], item["Size"], None, item["LastModified"].timestamp())
+                for item in answer.get("Contents", [])
+            ),
             folders=tuple(item["Prefix"] for item in answer.get("CommonPrefixes", [])),
             next_token=answer["NextContinuationToken"] if answer.get("IsTruncated") else None,
         )

@@ -209,7 +209,7 @@ def test_a_pinned_version_resolves_cold_with_at_most_three_requests(store: Memor
 def test_a_pinned_version_published_after_the_listing_is_still_found() -> None:
     class LateListing(MemoryStore):
         def list(self, prefix: str, **options: object) -> ListPage:
-            return ListPage((log_key(TENANT, ADAPTER, 1),), (), None)
+            return ListPage((self.head(log_key(TENANT, ADAPTER, 1)),), (), None)
 
     store = LateListing()
     plain = MemoryStore()
