@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from tests.chaos.bench import open_bench
+from tests.chaos.bench import ROOT, open_bench
 from tests.chaos.registry import ROWS, Entry, entry
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "chaos.json"
 AT_ONCE = 2
 PACKAGES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +17,14 @@ from adapter_store.redis_client import open_redis
 from adapter_store.s3 import S3Store
 from adapter_store.settings import Endpoints
 from tests.conftest import named_or, open_endpoint, remove_bucket
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def child_environment(endpoints: Endpoints) -> dict[str, str]:
+    """What a child process of a row needs to import this code and to find the services."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LORAPOOL_")}
+    return {**kept, **endpoints.environment(), "PYTHONPATH": str(ROOT)}
 
 
 class Bench:
