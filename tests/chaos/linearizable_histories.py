@@ -32,6 +32,8 @@ HISTORIES, CONTROLS = 300, 40
 LANES, LEAST = 12, 6
 PUBLISHERS, READERS = 4, 4
 CAUGHT_SHARE = 0.95
+WHOLE = 0.1
+"""Below this scale clients share two processes and there are no outages."""
 LOCKED_EVERY = 4
 """Every so manieth history takes the Redis lock; the others leave it all to the log slot."""
 _CUT_S = 6.5
@@ -42,8 +44,9 @@ _SLOWEST_HISTORY_S = 120.0
 class Weather:
     """The proxy's plan: a few faults at random, and outages of one adapter."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, outages: bool) -> None:
         self._rng = random.Random(seed)
+        self._outages = outages
         self._cut_until: dict[str, float] = {}
 
     def __call__(self, request: HttpRequest) -> Fault | None:
@@ -52,7 +55,7 @@ class Weather:
             return Fault.CUT_OFF
         drawn = self._rng.random()
         if request.is_commit and drawn < 0.04:
-            if drawn < 0.015:
+            if self._outages and drawn < 0.015:
                 self._cut_until[log] = time.monotonic() + _CUT_S
             return Fault.LOSE_ANSWER if self._rng.random() < 0.5 else Fault.LOSE_REQUEST
         drawn = self._rng.random()
@@ -84,10 +87,11 @@ class Flagged:
 
 
 def run(scale: float, seed: int, bench: Bench) -> Row:
+    whole = scale >= WHOLE
     histories = max(LEAST, round(HISTORIES * scale))
     control_histories = max(LEAST, round(CONTROLS * scale))
-    with bench.endpoints() as endpoints, company(endpoints) as clients:
-        with proxied(endpoints, Weather(seed)) as (proxy, through):
+    with bench.endpoints() as endpoints, company(endpoints, whole=whole) as clients:
+        with proxied(endpoints, Weather(seed, outages=whole)) as (proxy, through):
             played = play(clients, through, histories, name=f"h{seed}")
             faults = dict(proxy.faults)
         with proxied(endpoints, strip_conditions) as (_, through):
@@ -156,8 +160,12 @@ class Company:
     def __init__(self, processes: Sequence[subprocess.Popen[str]]) -> None:
         self._processes = processes
         self._said: queue.Queue[str] = queue.Queue()
-        for process in processes:
-            threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        self._listeners = [
+            threading.Thread(target=self._listen, args=(process,), daemon=True)
+            for process in processes
+        ]
+        for listener in self._listeners:
+            listener.start()
 
     def start(self, task: Task | None) -> None:
         """Tell every client at once; nothing for None."""
@@ -173,39 +181,44 @@ class Company:
             raise RuntimeError(f"a client failed in history {said['history']}: {said['error']}")
         return said["history"], [operation(value) for value in said["operations"]]
 
+    def end(self) -> None:
+        """Kill them all."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        for listener in self._listeners:
+            listener.join()
+        for process in self._processes:
+            pipe(process.stdin).close()
+            pipe(process.stdout).close()
+
     def _listen(self, process: subprocess.Popen[str]) -> None:
         for line in pipe(process.stdout):
             self._said.put(line)
 
 
 @contextlib.contextmanager
-def company(endpoints: Endpoints) -> Iterator[Company]:
-    roles = [(PUBLISHER, f"p{n}") for n in range(PUBLISHERS)]
-    roles += [(READER, f"r{n}") for n in range(READERS)]
-    with contextlib.ExitStack() as running:
-        yield Company(
-            [running.enter_context(_client(endpoints, role, name)) for role, name in roles]
-        )
+def company(endpoints: Endpoints, *, whole: bool) -> Iterator[Company]:
+    """Each client in a process of its own, or for a short run all of a kind in one."""
+    publishers = [f"{PUBLISHER}{n}" for n in range(PUBLISHERS)]
+    readers = [f"{READER}{n}" for n in range(READERS)]
+    groups = [[name] for name in (*publishers, *readers)] if whole else [publishers, readers]
+    clients = Company([_client(endpoints, names) for names in groups])
+    try:
+        yield clients
+    finally:
+        clients.end()
 
 
-@contextlib.contextmanager
-def _client(endpoints: Endpoints, role: str, name: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos.log_client", role, name],
+def _client(endpoints: Endpoints, names: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos.log_client", *names],
         cwd=ROOT,
         env=child_environment(endpoints),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    try:
-        yield process
-    finally:
-        # It ends with its stdin, after the tasks it has.
-        pipe(process.stdin).close()
-        process.kill()
-        process.wait()
-        pipe(process.stdout).close()
 
 
 def pipe(stream: IO[str] | None) -> IO[str]:

@@ -1,10 +1,11 @@
-"""One publisher or one reader as a process: told of an adapter, it plays its part in its history.
+"""A publisher or reader as a process: told of an adapter, it plays its part in its history.
 
-    python -m tests.chaos.log_client publisher p0
+    python -m tests.chaos.log_client p0
 
 reads one `Task` a line from stdin and answers each with one line: the operations it did, timed by
 the host's monotonic clock, which all processes share. It plays as many tasks at once as it is
-given, and ends with its stdin. The store and Redis are those of the environment.
+given, and ends with its stdin. The store and Redis are those of the environment. Several names,
+p for a publisher and r for a reader, make it play several parts at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -36,7 +37,7 @@ from adapter_store.settings import load_settings
 from tests.adapter_store.publishing import adapter
 from tests.chaos.linearizability import Answer, Operation
 
-PUBLISHER, READER = "publisher", "reader"
+PUBLISHER, READER = "p", "r"
 TENANT = "default"
 PUBLISHES, READS = 3, 4
 """Of one publisher, each after a read; of one reader."""
@@ -58,31 +59,33 @@ class Task:
     """Which way to the store: through a proxy of the row's choice."""
 
 
-def main(role: str, name: str) -> None:
+def main(names: Sequence[str]) -> None:
     settings = load_settings()
     lock = settings.open_lock()
-    for number in range(PUBLISHES):
-        adapter(_seed(name, number))
+    for name in names:
+        for number in range(PUBLISHES):
+            adapter(_seed(name, number))
     speaking = threading.Lock()
 
     @cache
     def store(s3_endpoint: str) -> ObjectStore:
         return settings.model_copy(update={"s3_endpoint": s3_endpoint}).open_store()
 
-    def play(task: Task) -> None:
+    def play(name: str, task: Task) -> None:
         try:
             held = lock if task.locked else NoLock()
             client = Client(store(task.s3_endpoint), held, name, task)
-            operations = client.publishing() if role == PUBLISHER else client.reading()
+            operations = client.publishing() if name[0] == PUBLISHER else client.reading()
             answer: dict[str, Any] = {"operations": [_as_json(one) for one in operations]}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         with speaking:
             print(json.dumps({"history": task.history, **answer}), flush=True)
 
-    with ThreadPoolExecutor(_LANES) as lanes:
+    with ThreadPoolExecutor(_LANES * len(names)) as lanes:
         for line in sys.stdin:
-            lanes.submit(play, Task(**json.loads(line)))
+            for name in names:
+                lanes.submit(play, name, Task(**json.loads(line)))
 
 
 class Client:
@@ -178,4 +181,4 @@ def operation(value: dict[str, Any]) -> Operation:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1:])
