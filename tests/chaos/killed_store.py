@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -166,8 +167,13 @@ class AnswersEarly:
         self, prefix: str, *, delimiter: str = "", limit: int = 1000, token: str | None = None
     ) -> ListPage:
         page = self._store.list(prefix, delimiter=delimiter, limit=limit, token=token)
-        held = [key for key in self._held if key.startswith(prefix)]
-        return ListPage(tuple(sorted({*held, *page.keys}))[:limit], page.folders, page.next_token)
+        held = [
+            ObjectHead(key, len(body), None, time.time())
+            for key, body in self._held.items()
+            if key.startswith(prefix)
+        ]
+        heads = sorted((*held, *page.heads), key=lambda head: head.key)
+        return ListPage(tuple(heads[:limit]), page.folders, page.next_token)
 
     def delete(self, key: str) -> None:
         self._store.delete(key)
