@@ -26,20 +26,21 @@ LEASE_S = 30.0
 WAIT_S = 60.0
 
 # KEYS[1] lock, KEYS[2] fence counter; ARGV[1] owner, ARGV[2] lease in ms, ARGV[3] floor.
-# Returns {fence, 0} when granted, or to the owner asking again; {0, ms left} when another holds it.
+# Returns {fence, 0, ''} when granted, or to the owner asking again; when another holds it,
+# {0, ms left, owner}.
 _ACQUIRE = """
 local held = redis.call('GET', KEYS[1])
 if held then
   local owner, fence = string.match(held, '^(.*):(%d+)$')
-  if owner == ARGV[1] then return {tonumber(fence), 0} end
-  return {0, redis.call('PTTL', KEYS[1])}
+  if owner == ARGV[1] then return {tonumber(fence), 0, ''} end
+  return {0, redis.call('PTTL', KEYS[1]), owner or held}
 end
 local counter = tonumber(redis.call('GET', KEYS[2]) or '0')
 local fence = math.max(counter, tonumber(ARGV[3])) + 1
 local digits = string.format('%.0f', fence)
 redis.call('SET', KEYS[2], digits)
 redis.call('SET', KEYS[1], ARGV[1] .. ':' .. digits, 'NX', 'PX', ARGV[2])
-return {fence, 0}
+return {fence, 0, ''}
 """
 
 # KEYS[1] lock; ARGV[1] owner:fence, ARGV[2] lease in ms. Returns 1 when renewed, 0 when not ours.
@@ -136,10 +137,19 @@ class RedisLock:
         *,
         lease_s: float = LEASE_S,
         wait_s: float = WAIT_S,
+        who: str = "",
+        on_wait: Callable[[str, float], None] = lambda holder, left_s: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """`who` is what others read who wait for this holder.
+
+        `on_wait` is told once each time another holder makes this one wait: who it is, as it said
+        itself, and how many seconds its lease lasts unless it is renewed.
+        """
         self._client = client
+        self._who = who
+        self._on_wait = on_wait
         self._acquire = client.register_script(_ACQUIRE)
         self._lease_s = lease_s
         self._wait_s = wait_s
@@ -153,12 +163,13 @@ class RedisLock:
 
     def acquire(self, tenant: str, adapter: str, *, floor: int) -> RedisLease | None:
         key, counter = lock_key(tenant, adapter), fence_key(tenant, adapter)
-        owner = secrets.token_hex(16)
+        owner = f"{self._who} {secrets.token_hex(16)}".lstrip()
         deadline = self._clock() + self._wait_s
+        waiting = False
         while True:
             sent_at = self._clock()
             try:
-                fence, left_ms = self._acquire(
+                fence, left_ms, holder = self._acquire(
                     keys=[key, counter], args=[owner, _milliseconds(self._lease_s), floor]
                 )
             except RedisError as error:
@@ -178,12 +189,20 @@ class RedisLock:
             if self._clock() >= deadline:
                 self._reason = f"another publisher held the lock for {self._wait_s:.0f} s"
                 return None
+            if not waiting:
+                waiting = True
+                self._on_wait(str(holder).rpartition(" ")[0], max(left_ms, 0) / 1000)
             self._sleep(min(random.uniform(0.05, 0.25), max(left_ms, 1) / 1000))
 
 
-def open_lock(url: str) -> RedisLock:
+def open_lock(
+    url: str,
+    *,
+    who: str = "",
+    on_wait: Callable[[str, float], None] = lambda holder, left_s: None,
+) -> RedisLock:
     """A lock at `url`; sends nothing yet. Raises ValueError on a malformed URL."""
-    return RedisLock(open_redis(url))
+    return RedisLock(open_redis(url), who=who, on_wait=on_wait)
 
 
 def lock_key(tenant: str, adapter: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -157,14 +157,19 @@ class StoreSettings(BaseSettings):
             secret_key=_revealed(self.s3_secret_key),
         )
 
-    def open_lock(self) -> PublishLock:
-        """The configured lock, or NoLock."""
+    def open_lock(
+        self,
+        *,
+        who: str = "",
+        on_wait: Callable[[str, float], None] = lambda holder, left_s: None,
+    ) -> PublishLock:
+        """The configured lock, or NoLock; for `who` and `on_wait` see locks.RedisLock."""
         url = _revealed(self.redis_url)
         if url is None:
             return NoLock()
         from adapter_store.locks import open_lock
 
-        return open_lock(url)
+        return open_lock(url, who=who, on_wait=on_wait)
 
     def open_announcer(self) -> Announcer:
         """The configured announcer, or NoAnnouncer."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adapter_store.cli.bases import chosen_base
 from adapter_store.cli.change import ExpectGen, published_document, tell_published
-from adapter_store.cli.console import Json, Tenant, out, say, size, tell
+from adapter_store.cli.console import Json, Tenant, out, say
 from adapter_store.cli.outcome import next_steps
 from adapter_store.cli.progress import Uploads, display
+from adapter_store.cli.rehearsal import rehearse
 from adapter_store.cli.session import publishing
 from adapter_store.cli.store import open_configured
-from adapter_store.errors import InvalidAdapter, NotFound
+from adapter_store.errors import InvalidAdapter
 
 if TYPE_CHECKING:
-    from adapter_store.objects import ObjectStore
-    from adapter_store.record import BaseCard, Record
+    from adapter_store.commit import Published
+    from adapter_store.record import BaseCard
     from adapter_store.validate import LocalAdapter
 
 
@@ -76,7 +76,14 @@ def push(
         if not json and local.ignored:
             say(f"not published: {', '.join(local.ignored)}")
         if dry_run:
-            _show(_rehearse(store, owner, name, local, label=version), local, as_json=json)
+            rehearse(
+                store,
+                local,
+                as_json=json,
+                publish=lambda publisher, progress: publisher.publish(
+                    owner, name, local, label=version, expect_gen=expect_gen, progress=progress
+                ),
+            )
             return
         check_store(store)
         if base_card is not None:
@@ -95,10 +102,7 @@ def push(
                     progress=uploads,
                 )
             uploads.finish()
-    if json:
-        out({**published_document(done), "files": uploads.documents()})
-    else:
-        tell_published(done)
+    _show(done, uploads, as_json=json)
 
 
 def read_folder(folder: Path, card: BaseCard) -> LocalAdapter:
@@ -116,78 +120,21 @@ def read_folder(folder: Path, card: BaseCard) -> LocalAdapter:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Rehearsal:
-    """What a push would do now."""
-
-    tenant: str
-    adapter: str
-    label: str | None
-    vdig: str
-    current: Record | None
-    bytes_to_send: int
-
-    @property
-    def unchanged(self) -> bool:
-        active = self.current.active if self.current else None
-        return (
-            active is not None
-            and active.vdig == self.vdig
-            and self.label in (None, active.label)
-            and not self.bytes_to_send
-        )
-
-
-def _rehearse(
-    store: ObjectStore, tenant: str, adapter: str, local: LocalAdapter, *, label: str | None
-) -> _Rehearsal:
-    from adapter_store.draft import local_content
-    from adapter_store.layout import blob_prefix
-    from adapter_store.reader import Reader
-    from adapter_store.upload import holds
-
-    content = local_content(local, label)
-    try:
-        current = Reader(store).head(tenant, adapter)
-    except NotFound:
-        current = None
-    distinct = {chunk.sha256: chunk for file in content.files for chunk in file.chunks}
-    missing = [
-        chunk.length
-        for chunk in distinct.values()
-        if not any(
-            holds(store, key, chunk) for key in store.list(blob_prefix(tenant, chunk.sha256)).keys
-        )
+def labels_of_the_same(done: Published) -> list[str]:
+    """Other labels of this very content, newest first."""
+    return [
+        entry.label
+        for entry in reversed(done.record.versions)
+        if entry.vdig == done.vdig and entry.label != done.label
     ]
-    return _Rehearsal(tenant, adapter, label, content.vdig, current, sum(missing))
 
 
-def _show(plan: _Rehearsal, local: LocalAdapter, *, as_json: bool) -> None:
-    generation = plan.current.gen if plan.current else 0
-    total = sum(map(len, local.files.values()))
+def _show(done: Published, uploads: Uploads, *, as_json: bool) -> None:
+    same = labels_of_the_same(done)
     if as_json:
-        document: dict[str, Any] = {
-            "dry_run": True,
-            "tenant": plan.tenant,
-            "adapter": plan.adapter,
-            "version": plan.label,
-            "digest": plan.vdig,
-            "base": local.base,
-            "rank": local.spec.rank,
-            "target_modules": list(local.spec.target_modules),
-            "current_generation": generation,
-            "unchanged": plan.unchanged,
-            "bytes": total,
-            "bytes_to_send": plan.bytes_to_send,
-        }
-        out(document)
+        files = uploads.documents()
+        out({**published_document(done), "same_content_as": same, "files": files})
         return
-    what = f"{plan.adapter}@{plan.label}" if plan.label else plan.adapter
-    tell(
-        f"fit to publish as {what}  after generation {generation}  sha256:{plan.vdig[:12]}  "
-        f"rank {local.spec.rank} on {', '.join(local.spec.target_modules)}"
-    )
-    if plan.unchanged:
-        tell("it is served already: a push would change nothing")
-    else:
-        tell(f"a push would send {size(plan.bytes_to_send)} of {size(total)}; nothing was written")
+    tell_published(done)
+    if same and not done.unchanged:
+        say(f"this is the content of {done.adapter}@{same[0]}, under a label of its own")

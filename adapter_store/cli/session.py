@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import secrets
 import socket
@@ -26,24 +27,35 @@ SILENT_WAIT_S = 1.0
 
 
 class TalkativeLock:
-    """A PublishLock that says so when another publisher keeps it waiting."""
+    """A PublishLock that says for whom it waits, and for how long at most."""
 
-    def __init__(self, lock: PublishLock) -> None:
-        self._lock = lock
+    def __init__(self, opened: Callable[[Callable[[str, float], None]], PublishLock]) -> None:
+        """`opened` makes the lock, given what to call when another holds it."""
+        self._lock = opened(self._heard)
+        self._timer = threading.Timer(0, lambda: None)
+        self._adapter = ""
 
     @property
     def reason(self) -> str:
         return self._lock.reason
 
     def acquire(self, tenant: str, adapter: str, *, floor: int) -> Lease | None:
-        message = f"waiting for Redis, or for another publisher of {adapter} to finish ..."
-        timer = threading.Timer(SILENT_WAIT_S, say, [message])
-        timer.daemon = True
-        timer.start()
+        self._adapter = adapter
+        self._timer = threading.Timer(SILENT_WAIT_S, say, ["waiting for Redis to answer ..."])
+        self._timer.daemon = True
+        self._timer.start()
         try:
             return self._lock.acquire(tenant, adapter, floor=floor)
         finally:
-            timer.cancel()
+            self._timer.cancel()
+
+    def _heard(self, holder: str, left_s: float) -> None:
+        self._timer.cancel()
+        who = holder or "another publisher"
+        say(
+            f"waiting for {who} to finish with {self._adapter}: "
+            f"a publisher that has died gives way in {math.ceil(left_s)} s ..."
+        )
 
 
 @contextmanager
@@ -67,12 +79,13 @@ def publishing(
         txids.append(secrets.token_hex(16))
         return txids[-1]
 
-    lock, announcer = _coordination(settings)
+    actor = f"{user()}@{socket.gethostname()}"
+    lock, announcer = _coordination(settings, f"{actor} (process {os.getpid()})")
     publisher = Publisher(
         watched,
-        lock=TalkativeLock(lock),
+        lock=lock,
         announcer=announcer,
-        actor=f"{user()}@{socket.gethostname()}",
+        actor=actor,
         warn=warn_once(),
         new_txid=new_txid,
     )
@@ -100,9 +113,10 @@ def publishing(
         ) from None
 
 
-def _coordination(settings: StoreSettings) -> tuple[PublishLock, Announcer]:
+def _coordination(settings: StoreSettings, who: str) -> tuple[PublishLock, Announcer]:
     try:
-        return settings.open_lock(), settings.open_announcer()
+        lock = TalkativeLock(lambda heard: settings.open_lock(who=who, on_wait=heard))
+        return lock, settings.open_announcer()
     except ValueError:
         # Not from the cause: its text may hold the password.
         raise InvalidSetting(

@@ -14,7 +14,7 @@ from redis import Redis
 
 from adapter_store.embedded import EmbeddedStack
 from adapter_store.errors import LockLost
-from adapter_store.locks import RedisLease, RedisLock, fence_key, lock_key, open_lock
+from adapter_store.locks import LEASE_S, RedisLease, RedisLock, fence_key, lock_key, open_lock
 from adapter_store.redis_client import open_redis
 from adapter_store.settings import REDIS_SERVICE
 from tests.adapter_store.fault_proxy import fault_proxy
@@ -271,3 +271,25 @@ def test_no_thread_is_left_behind(redis_client: Redis) -> None:
     for release in leases:
         release()
     assert threading.active_count() == before
+
+
+def test_who_waits_is_told_once_for_whom_and_how_long(redis_client: Redis) -> None:
+    told: list[tuple[str, float]] = []
+
+    def on_wait(holder: str, left_s: float) -> None:
+        told.append((holder, left_s))
+
+    lease = RedisLock(redis_client, who="ann@host (process 7)").acquire("t", "a", floor=0)
+    assert lease is not None
+    try:
+        for who in ("", "bob"):
+            lock = RedisLock(redis_client, wait_s=0.3, who=who, on_wait=on_wait)
+            assert lock.acquire("t", "a", floor=0) is None
+    finally:
+        lease.release()
+    assert [holder for holder, _ in told] == ["ann@host (process 7)"] * 2
+    assert all(0 < left_s <= LEASE_S for _, left_s in told)
+    nobody = RedisLock(redis_client, on_wait=on_wait).acquire("t", "a", floor=0)
+    assert nobody is not None
+    nobody.release()
+    assert len(told) == 2

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from adapter_store.cli.progress import Silence, Uploads
+from adapter_store.errors import StoreRefused
 from adapter_store.memory import MemoryStore
 from adapter_store.objects import ObjectStore
 from adapter_store.s3 import S3Store
@@ -121,6 +122,40 @@ def test_a_dry_run_tells_what_would_be_sent_and_writes_nothing(
         "of 3.4 KiB; nothing was written"
         in shell.ok("push", "two", "--name", "pirate", "--dry-run").out
     )
+
+
+def test_content_an_older_label_names_is_published_again_and_says_so(shell: Shell) -> None:
+    for folder, label in (("one", "v1"), ("two", "v2")):
+        shell.ok("push", folder, "--name", "pirate", "--version", label)
+    done = shell.document("push", "push", "one", "--name", "pirate", "--version", "v1")
+    assert (done["generation"], done["bytes_sent"], done["unchanged"]) == (3, 0, False)
+    assert done["same_content_as"] == []
+    ran = shell.ok("push", "two", "--name", "pirate", "--version", "again")
+    assert "this is the content of pirate@v2, under a label of its own" in ran.err
+    ran = shell.ok("push", "two", "--name", "pirate")
+    assert "is served already, nothing to do" in ran.out
+
+
+def test_a_dry_run_needs_no_right_to_write_and_fails_as_a_push_would(
+    shell: Shell, s3_store: S3Store
+) -> None:
+    shell.ok("push", "one", "--name", "pirate", "--version", "v1")
+
+    def refused(self: S3Store, key: str, *more: object) -> None:
+        raise StoreRefused(f"{key}: only to be read")
+
+    before = every_key(s3_store)
+    with shell.monkeypatch.context() as patch:
+        for verb in ("put_new", "delete"):
+            patch.setattr(S3Store, verb, refused)
+        plan = shell.document("dry-run", "push", "two", "--name", "pirate", "--dry-run")
+        assert (plan["version"], plan["generation"], plan["current_generation"]) == ("v2", 2, 1)
+        assert [bool(file["bytes_to_send"]) for file in plan["files"]] == [False, True]
+        shell.ok("push", "two", "--name", "pirate", "--dry-run")
+        for terms in (("--version", "v1"), ("--expect-gen", "7")):
+            assert shell.run("push", "two", "--name", "pirate", "--dry-run", *terms).code == 4
+        assert shell.run("push", "two", "--name", "pirate").code == 6, "the control"
+    assert every_key(s3_store) == before
 
 
 def test_a_generation_that_moved_on_is_a_conflict(shell: Shell) -> None:
@@ -272,5 +307,6 @@ def test_who_waits_for_another_publisher_is_told_why(
 
     monkeypatch.setattr(session, "SILENT_WAIT_S", 0.01)
     monkeypatch.setattr(session, "say", say)
-    assert session.TalkativeLock(Slow()).acquire("default", "pirate", floor=0) is None
-    assert said == ["waiting for Redis, or for another publisher of pirate to finish ..."]
+    lock = session.TalkativeLock(lambda heard: Slow())
+    assert lock.acquire("default", "pirate", floor=0) is None
+    assert said == ["waiting for Redis to answer ..."]
