@@ -21,6 +21,7 @@ from adapter_store.errors import (
     NotFound,
     OutcomeUnknown,
     StoreError,
+    StoreRefused,
     StoreUnavailable,
 )
 from adapter_store.fencing import Fencing
@@ -84,7 +85,7 @@ class Published:
     gen: int
     kind: RecordKind
     label: str
-    """Of what was staged, or else of what is active; empty after a deletion."""
+    """Of what is staged after a staging, else of what is active; empty after a deletion."""
     vdig: str
     txid: str
     attempt: int
@@ -156,20 +157,27 @@ class Run:
         return self.commit(of_existing, rebase=rebase)
 
     def settle(self, txid: str) -> Published:
-        """What became of an earlier run. Raises Conflict and StoreUnavailable."""
-        found = settle(
-            self._store,
-            self._reader,
-            self._slot(),
-            tenant=self._tenant,
-            adapter=self._adapter,
-            txid=txid,
-            fence_author=lambda: self._author(self._tools.new_txid(), 1),
-            deadline=self._tools.clock() + self._tools.limits.settle_s,
-        )
+        """What became of an earlier run. Raises Conflict and OutcomeUnknown."""
+        try:
+            found = settle(
+                self._store,
+                self._reader,
+                self._slot(),
+                tenant=self._tenant,
+                adapter=self._adapter,
+                txid=txid,
+                fence_author=lambda: self._author(self._tools.new_txid(), 1),
+                deadline=self._tools.clock() + self._tools.limits.settle_s,
+            )
+        except (StoreUnavailable, StoreRefused) as error:
+            raise OutcomeUnknown(
+                f"nobody can tell yet whether the transaction landed: {error}",
+                txid=txid,
+                hint="settle it again when the store answers",
+            ) from error
         if found is None:
             raise Conflict(f"transaction {txid} did not land and never will", hint="publish again")
-        return self._published(found, unchanged=False)
+        return self._published(found, found.kind, unchanged=False)
 
     def _until_decided(self, change: Change, *, rebase: bool, first: Record | None) -> Published:
         for attempt in range(1, self._tools.limits.attempts + 1):
@@ -211,7 +219,7 @@ class Run:
         if not all(holds(self._store, chunk.key, chunk) for chunk in chunks_of(there)):
             self._tools.warn(f"generation {head.gen} lost bytes in the store; they are sent again")
             return None
-        return self._published(head, unchanged=True)
+        return self._published(head, change.kind, unchanged=True)
 
     def _check_terms(self, head: Record | None, change: Change) -> None:
         gen = head.gen if head else 0
@@ -251,7 +259,7 @@ class Run:
             ended = set_aside(head, ours)
             if ended:
                 self._tools.warn(ended)
-            return self._published(ours, unchanged=False)
+            return self._published(ours, change.kind, unchanged=False)
         if holder.fence > ours.fence:
             raise Conflict(
                 f"a publisher with a newer lock committed generation {holder.gen} first",
@@ -339,9 +347,9 @@ class Run:
                 self._tools.warn(f"an intent stays behind for the collector: {error}")
                 return
 
-    def _published(self, record: Record, *, unchanged: bool) -> Published:
-        subject = subject_of(record)
-        chunks = {chunk.sha256: chunk.length for chunk in chunks_of(named_by(record))}
+    def _published(self, record: Record, asked: RecordKind, *, unchanged: bool) -> Published:
+        subject = subject_of(record, asked)
+        chunks = {chunk.sha256: chunk.length for chunk in chunks_of(named_by(record, asked))}
         return Published(
             tenant=self._tenant,
             adapter=self._adapter,

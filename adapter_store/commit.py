@@ -210,8 +210,8 @@ class Publisher:
     def settle(self, tenant: str, adapter: str, txid: str) -> Published:
         """Say for good what became of a change of any kind that ended in OutcomeUnknown.
 
-        Raises Conflict when it did not land and never will, StoreUnavailable when the store still
-        cannot tell.
+        Raises Conflict when it did not land and never will, OutcomeUnknown while the store cannot
+        tell.
         """
         return self._run(tenant, adapter, None).settle(txid)
 

@@ -56,17 +56,17 @@ def tombstone() -> Change:
     return Change(kind=RecordKind.TOMBSTONE, draw=lambda before, versions: State())
 
 
-def named_by(record: Record) -> tuple[VersionRef, ...]:
-    """The content that a record of its kind brought in."""
-    if record.kind is RecordKind.SPLIT:
+def named_by(record: Record, kind: RecordKind) -> tuple[VersionRef, ...]:
+    """The content in `record` that a change of `kind` brings in."""
+    if kind is RecordKind.SPLIT:
         return tuple(arm.version for arm in record.split)
-    subject = subject_of(record)
+    subject = subject_of(record, kind)
     return () if subject is None else (subject,)
 
 
-def subject_of(record: Record) -> VersionRef | None:
-    """The version a record is mostly about: the staged one, or else the one that is served."""
-    return record.staged if record.kind is RecordKind.STAGE else record.active
+def subject_of(record: Record, kind: RecordKind) -> VersionRef | None:
+    """The version in `record` that a change of `kind` is about: the staged or the active one."""
+    return record.staged if kind is RecordKind.STAGE else record.active
 
 
 def set_aside(before: Record | None, after: Record) -> str:

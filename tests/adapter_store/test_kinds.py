@@ -172,6 +172,9 @@ def test_staging_and_splitting_leave_each_other_alone(pair: MemoryStore) -> None
     assert view(pair) == View(active=2, staged=3, split=((1, 1), (1, 3)))
     stage(pair, 4)
     assert view(pair) == View(active=2, staged=4, split=((1, 1), (1, 3)))
+    split(pair, {"v1": 2, "v3": 1})
+    again = stage(pair, 4)
+    assert (again.unchanged, again.kind, again.label) == (True, RecordKind.SPLIT, "v5")
 
 
 @pytest.mark.parametrize(

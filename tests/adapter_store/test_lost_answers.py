@@ -199,6 +199,31 @@ def test_an_unknown_outcome_of_any_kind_is_settled_for_good(
     assert broken_promises(store, failed_txids=[] if landed else [txid]) == []
 
 
+@pytest.mark.parametrize("error", [StoreUnavailable("down"), StoreRefused("expired")])
+@pytest.mark.parametrize("verb", ["get", "list", "put_new"])
+def test_settling_while_the_store_cannot_tell_is_still_unknown(
+    verb: str, error: StoreError
+) -> None:
+    store = scene("stage")
+    with pytest.raises(OutcomeUnknown) as caught:
+        act("stage", GoesDark(store, at=commit_put("stage"), fault=Fault.LATE, puts_only=True))
+    txid = caught.value.txid
+
+    class Down(FaultyStore):
+        pass
+
+    def fails(*args: object, **options: object) -> None:
+        raise error
+
+    setattr(Down, verb, fails)
+    with pytest.raises(OutcomeUnknown) as again:
+        publisher(Down(store)).settle(TENANT, ADAPTER, txid)
+    assert again.value.txid == txid
+    assert len(keys(store, "txn")) == 1
+    with pytest.raises(Conflict, match="never will"):
+        publisher(store).settle(TENANT, ADAPTER, txid)
+
+
 def test_a_transaction_of_another_adapter_is_not_settled_here(store: MemoryStore) -> None:
     store.put_new(layout.intent_key(TENANT, "a" * 32, 1), Intent("other", 1, ()).encode())
     with pytest.raises(IntegrityError, match="other"):
