@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from adapter_store.cli import bases, change, diff, look, pull, push, store, verify
+from adapter_store.cli import bases, change, diff, look, pull, push, settle, store, verify
 from adapter_store.cli.console import complain, complain_as_json, tell
 from adapter_store.cli.outcome import INTERRUPTED, OTHER, USAGE, Interrupted, LocalFault, exit_code
 from adapter_store.cli.panels import LOOK, PUBLISH, SET_UP, TAKE_CARE, Panels
@@ -61,7 +61,10 @@ app = typer.Typer(
 # One line a command, in the order of --help.
 app.command(rich_help_panel=PUBLISH)(push.push)
 app.command(rich_help_panel=PUBLISH)(change.rollback)
-app.command(rich_help_panel=PUBLISH)(change.settle)
+app.command(rich_help_panel=PUBLISH)(change.activate)
+app.command(rich_help_panel=PUBLISH)(change.split)
+app.command(rich_help_panel=PUBLISH)(change.delete)
+app.command(rich_help_panel=PUBLISH)(settle.settle)
 app.command(rich_help_panel=LOOK)(look.ls)
 app.command(rich_help_panel=LOOK)(look.show)
 app.command(rich_help_panel=LOOK)(look.history)

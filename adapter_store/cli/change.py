@@ -1,27 +1,26 @@
-"""`rollback` and `settle`, and what all three changing commands say at their end."""
+"""`rollback`, `activate`, `split` and `delete`: changes that send no content."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter_store.cli.console import Json, Name, Tenant, out, size, tell
-from adapter_store.cli.outcome import Interrupted, next_steps
+from adapter_store.cli.console import Json, Name, Tenant, printable
+from adapter_store.cli.outcome import next_steps
+from adapter_store.cli.published import ExpectGen, show_published
 from adapter_store.cli.references import full_selector
-from adapter_store.cli.session import publishing
+from adapter_store.cli.session import publishing, tenant_option
 from adapter_store.cli.store import open_configured
-from adapter_store.errors import Conflict
+from adapter_store.errors import Conflict, InvalidSplit, NotFound
 
 if TYPE_CHECKING:
-    from adapter_store.commit import Published
-
-ExpectGen = Annotated[
-    int | None,
-    typer.Option(
-        min=0, help="Fail unless the current generation is this one; 0: must not exist yet."
-    ),
-]
+    from adapter_store.commit import Publisher
+    from adapter_store.objects import ObjectStore
 
 
 def rollback(
@@ -36,12 +35,124 @@ def rollback(
 ) -> None:
     """Serve an older version again, under a new and higher generation.
 
+    Ends a split and a staging. During a split the default is the version that callers without an
+    affinity key get.
+
     \b
     Examples:
       adapter-store rollback pirate
       adapter-store rollback pirate --to v1
       adapter-store rollback pirate --to sha256:3f5a9c0d11e2
     """
+    with _changing(name, tenant) as at:
+        selector = None if to is None else at.selector(to)
+        done = at.publisher.rollback(at.tenant, name, to=selector, expect_gen=expect_gen)
+    show_published(done, asked="rollback", as_json=json)
+
+
+def activate(
+    name: Name,
+    version: Annotated[
+        str | None,
+        typer.Option(help="A version label or sha256:<digest>; default: what is staged."),
+    ] = None,
+    expect_gen: ExpectGen = None,
+    tenant: Tenant = None,
+    json: Json = False,
+) -> None:
+    """Serve what is staged, or any version of the log, to everybody; nothing is sent.
+
+    Ends a split and a staging: naming an arm of a split promotes it.
+
+    \b
+    Examples:
+      adapter-store activate pirate
+      adapter-store activate pirate --version v2
+      adapter-store activate pirate --version v2 --expect-gen 7 --json
+    """
+    staging = f"adapter-store stage <folder> --name {name}"
+    with _changing(name, tenant, not_found="" if version else staging) as at:
+        label = None if version is None else at.selector(version)
+        done = at.publisher.activate(at.tenant, name, label=label, expect_gen=expect_gen)
+    show_published(done, asked="activate", as_json=json)
+
+
+def split(
+    name: Name,
+    parts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VERSION=PARTS...",
+            help="2 to 8 versions of the log and their parts of the traffic.",
+            show_default=False,
+        ),
+    ],
+    expect_gen: ExpectGen = None,
+    tenant: Tenant = None,
+    json: Json = False,
+) -> None:
+    """Serve several versions side by side, each to its share of the callers: a canary.
+
+    A caller with an affinity key always gets the same version, and raising one weight moves
+    callers to that version only. A caller without a key gets the active version, which stays what
+    it was. Promote an arm with `activate --version`, take the split back with `rollback`.
+
+    \b
+    Examples:
+      adapter-store split pirate v1=95 v2=5
+      adapter-store split pirate v1=50 v2=50
+      adapter-store activate pirate --version v2
+    """
+    asked = [_part(part) for part in parts]
+    with _changing(name, tenant) as at:
+        weights = {at.selector(one.version): one.weight for one in asked}
+        if len(weights) < len(asked):
+            raise InvalidSplit("a version is named twice")
+        done = at.publisher.split(at.tenant, name, weights, expect_gen=expect_gen)
+    show_published(done, asked="split", as_json=json)
+
+
+def delete(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    expect_gen: ExpectGen = None,
+    tenant: Tenant = None,
+    json: Json = False,
+) -> None:
+    """Serve nothing under this name any more; requests that run finish.
+
+    The log and its labels stay: push to serve something again, or roll back while the content is
+    kept. On a terminal you are asked to type the name.
+
+    \b
+    Examples:
+      adapter-store delete pirate
+      adapter-store delete pirate --yes --expect-gen 7
+    """
+    if not yes:
+        _confirm(name)
+    with _changing(name, tenant) as at:
+        done = at.publisher.delete(at.tenant, name, expect_gen=expect_gen)
+    show_published(done, asked="tombstone", as_json=json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One adapter about to be changed."""
+
+    publisher: Publisher
+    store: ObjectStore
+    tenant: str
+    adapter: str
+
+    def selector(self, text: str) -> str:
+        """A label or digest in full. Raises InvalidName, NotFound."""
+        return full_selector(self.store, self.tenant, self.adapter, text)
+
+
+@contextmanager
+def _changing(name: str, tenant: str | None, *, not_found: str = "") -> Iterator[_Change]:
+    """`not_found` is what to run next when something is missing, if not to read the history."""
     from adapter_store.check import check_store
     from adapter_store.layout import check_id
 
@@ -50,73 +161,33 @@ def rollback(
         owner = check_id("tenant", tenant or settings.tenant)
         check_id("adapter", name)
         check_store(store)
-        with publishing(settings, store, tenant=owner, adapter=name) as publisher:
-            selector = None if to is None else full_selector(store, owner, name, to)
-            done = publisher.rollback(owner, name, to=selector, expect_gen=expect_gen)
-    _show(done, as_json=json)
+        history = f"adapter-store history {name}{tenant_option(settings, owner)}"
+        with (
+            publishing(settings, store, tenant=owner, adapter=name) as publisher,
+            next_steps({Conflict: history, NotFound: not_found or history}),
+        ):
+            yield _Change(publisher, store, owner, name)
 
 
-def settle(
-    name: Name,
-    txid: Annotated[str, typer.Argument(help="The transaction an error named.")],
-    tenant: Tenant = None,
-    json: Json = False,
-) -> None:
-    """Find out for good whether an interrupted publish landed; afterwards it never will.
-
-    Succeeds when it landed, ends with 4 when it did not.
-
-    \b
-    Example:
-      adapter-store settle pirate 9f86d081884c7d659a2feaa0c55ad015
-    """
-    from adapter_store.layout import check_id, check_txid
-
-    with next_steps():
-        settings, store = open_configured()
-        owner = check_id("tenant", tenant or settings.tenant)
-        check_id("adapter", name)
-        check_txid(txid)
-        again = f"adapter-store push <folder> --name {name}"
-        try:
-            with (
-                publishing(settings, store, tenant=owner, adapter=name) as publisher,
-                next_steps({Conflict: again}),
-            ):
-                done = publisher.settle(owner, name, txid)
-        except Interrupted as error:
-            raise Interrupted("interrupted", hint="run the same command again") from error
-    _show(done, as_json=json)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    version: str
+    weight: int
 
 
-def published_document(done: Published) -> dict[str, Any]:
-    return {
-        "tenant": done.tenant,
-        "adapter": done.adapter,
-        "version": done.label,
-        "generation": done.gen,
-        "digest": done.vdig,
-        "kind": done.kind.value,
-        "unchanged": done.unchanged,
-        "bytes_sent": done.bytes_sent,
-        "bytes_reused": done.bytes_reused,
-        "requests": done.requests,
-        "txid": done.txid,
-        "attempt": done.attempt,
-    }
+def _part(text: str) -> _Part:
+    version, equals, weight = text.rpartition("=")
+    if not equals or not version or not (weight.isascii() and weight.isdigit()):
+        raise InvalidSplit(f"{text!r} is not VERSION=PARTS")
+    return _Part(version, int(weight[:9]))
 
 
-def tell_published(done: Published) -> None:
-    served = f"{done.adapter}@{done.label}  generation {done.gen}  sha256:{done.vdig[:12]}"
-    if done.unchanged:
-        tell(f"unchanged {served}  is served already, nothing to do")
-        return
-    verb = "rolled back to" if done.kind.value == "rollback" else "published"
-    tell(f"{verb} {served}  {size(done.bytes_sent)} sent, {size(done.bytes_reused)} reused")
-
-
-def _show(done: Published, *, as_json: bool) -> None:
-    if as_json:
-        out(published_document(done))
-    else:
-        tell_published(done)
+def _confirm(name: str) -> None:
+    """Raises a usage error unless somebody types the name."""
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("nobody can be asked here: add --yes to delete")
+    question = f"Requests for {printable(name)} will find nothing. Type its name to delete it: "
+    typer.echo(question, nl=False, err=True)
+    typed = sys.stdin.readline().strip()
+    if typed != name:
+        raise typer.BadParameter(f"{typed!r} is not {name!r}: nothing was deleted")

@@ -9,6 +9,7 @@ import typer
 
 from adapter_store.cli.console import Json, Name, Tenant, out, say, size, table, tell
 from adapter_store.cli.outcome import next_steps
+from adapter_store.cli.published import arms, standing_document
 from adapter_store.cli.references import full_ref
 from adapter_store.cli.session import tenant_option
 from adapter_store.cli.store import open_configured
@@ -58,7 +59,16 @@ def ls(tenant: Tenant = None, json: Json = False) -> None:
     if not heads and not damaged:
         say("nothing is published yet: adapter-store push <folder> --name <name>")
     if heads:
-        columns = ("ADAPTER", "VERSION", "GENERATION", "DIGEST", "RANK", "SIZE", "PUBLISHED")
+        columns = (
+            "ADAPTER",
+            "VERSION",
+            "GENERATION",
+            "DIGEST",
+            "RANK",
+            "SIZE",
+            "PUBLISHED",
+            "NOTE",
+        )
         table(columns, [_row(head) for head in heads])
 
 
@@ -71,15 +81,20 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
       adapter-store show pirate@v1 --json
       adapter-store show pirate@sha256:3f5a9c0d11e2
     """
+    from adapter_store.layout import parse_ref
     from adapter_store.reader import Reader
 
     name = reference.partition("@")[0]
     with next_steps():
         settings, store = open_configured()
         owner = tenant or settings.tenant
-        step = _after_not_found(reference, name, tenant_option(settings, owner))
-        with next_steps({NotFound: step}):
-            found = Reader(store).resolve(full_ref(store, owner, reference))
+        reader = Reader(store)
+        with next_steps({NotFound: "adapter-store ls"}):
+            parse_ref(name, tenant=owner)
+            head = reader.head(owner, name)
+        history = f"adapter-store history {name}{tenant_option(settings, owner)}"
+        with next_steps({NotFound: history}):
+            found = reader.resolve(full_ref(store, owner, reference), refresh=False)
     version = found.version
     document: dict[str, Any] = {
         "tenant": owner,
@@ -88,6 +103,7 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
         "generation": found.gen,
         "digest": version.vdig,
         "kind": found.kind.value,
+        **standing_document(head),
         "base": version.base,
         "config": dict(version.config),
         "files": [
@@ -100,6 +116,10 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
         return
     for key in ("tenant", "adapter", "version", "generation", "kind"):
         tell(f"{key:15} {document[key]}")
+    if head.staged:
+        tell(f"{'staged':15} {head.staged.label}  sha256:{head.staged.vdig}")
+    if head.split:
+        tell(f"{'split':15} {arms(head.split)}")
     tell(f"{'digest':15} sha256:{version.vdig}")
     tell(f"{'base':15} {version.base}")
     for key, value in version.config.items():
@@ -136,17 +156,21 @@ def history(
     table(
         ("GENERATION", "KIND", "VERSION", "DIGEST", "BY", "AT"),
         [
-            (
-                record.gen,
-                record.kind.value,
-                record.active.label if record.active else "-",
-                record.active.vdig[:12] if record.active else "-",
-                record.actor,
-                record.time,
-            )
+            (record.gen, record.kind.value, *_about(record), record.actor, record.time)
             for record in records
         ],
     )
+
+
+def _about(record: Record) -> tuple[str, str]:
+    """The version a record is about, and its digest."""
+    from adapter_store.kinds import subject_of
+    from adapter_store.record import RecordKind
+
+    if record.kind is RecordKind.SPLIT:
+        return arms(record.split), "-"
+    version = subject_of(record, record.kind)
+    return (version.label, version.vdig[:12]) if version else ("-", "-")
 
 
 def _head(reader: Reader, tenant: str, name: str) -> Record | IntegrityError | None:
@@ -162,18 +186,23 @@ def _head(reader: Reader, tenant: str, name: str) -> Record | IntegrityError | N
         return error
 
 
-def _after_not_found(reference: str, name: str, option: str) -> str:
-    """Whoever asked for one version of an adapter wants to see the others."""
-    return f"adapter-store history {name}{option}" if "@" in reference else "adapter-store ls"
-
-
 def _row(head: Record) -> tuple[object, ...]:
     version = head.active
     if version is None:
-        return head.adapter, "-", head.gen, "-", "-", "-", head.time
-    rank = version.config.get("r", "-")
-    digest = version.vdig[:12]
-    return head.adapter, version.label, head.gen, digest, rank, size(version.bytes), head.time
+        return head.adapter, "-", head.gen, "-", "-", "-", head.time, _note(head)
+    rank, moment = version.config.get("r", "-"), head.time
+    about = (version.label, head.gen, version.vdig[:12], rank, size(version.bytes), moment)
+    return head.adapter, *about, _note(head)
+
+
+def _note(record: Record) -> str:
+    """What stands beside the active version, or why there is none."""
+    notes = [f"staged {record.staged.label}"] if record.staged else []
+    if record.split:
+        notes.append(f"split {arms(record.split)}")
+    if record.active is None and record.staged is None:
+        notes.append("deleted" if record.versions else "empty")
+    return ", ".join(notes)
 
 
 def _document(record: Record) -> dict[str, Any]:
@@ -184,6 +213,7 @@ def _document(record: Record) -> dict[str, Any]:
         "generation": record.gen,
         "digest": active.vdig if active else None,
         "kind": record.kind.value,
+        **standing_document(record),
         "base": active.base if active else None,
         "bytes": active.bytes if active else 0,
         "actor": record.actor,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter_store.cli.bases import chosen_base
-from adapter_store.cli.change import ExpectGen, published_document, tell_published
 from adapter_store.cli.console import Json, Tenant, out, say
 from adapter_store.cli.outcome import next_steps
 from adapter_store.cli.progress import Uploads, display
+from adapter_store.cli.published import ExpectGen, published_document, tell_published
 from adapter_store.cli.rehearsal import rehearse
 from adapter_store.cli.session import publishing
 from adapter_store.cli.store import open_configured

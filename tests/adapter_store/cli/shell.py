@@ -67,13 +67,18 @@ class Shell:
         return self.ok(*arguments, "--json").document(schema)
 
     def start(
-        self, *arguments: object, env: Mapping[str, str] | None = None, stderr: int | None = None
+        self,
+        *arguments: object,
+        env: Mapping[str, str] | None = None,
+        stdin: int | None = None,
+        stderr: int | None = None,
     ) -> subprocess.Popen[str]:
         """As a child, where a signal or a terminal matters."""
         return subprocess.Popen(
             [*PROGRAM, *map(str, arguments)],
             text=True,
             env={**os.environ, **(env or {})},
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if stderr is None else stderr,
         )
