@@ -24,12 +24,13 @@ from typing import Protocol
 
 from adapter_store import layout
 from adapter_store.draft import Author
-from adapter_store.errors import InvalidName
+from adapter_store.garbage import Survey, chunks_stored, explain
 from adapter_store.intent import Plan
 from adapter_store.meter import MeteredStore
-from adapter_store.objects import ObjectStore, listed
+from adapter_store.objects import ObjectStore
 from adapter_store.reap import REAP_AFTER_S, Reaped, Reaper
 from adapter_store.retention import Retention, Roots, StoreClock, in_parallel, stored_plans
+from adapter_store.signing import Verifier
 from adapter_store.slot import Slot
 from adapter_store.upload import put_once
 
@@ -83,6 +84,7 @@ class Collector:
         store: ObjectStore,
         *,
         retention: Retention | None = None,
+        verifier: Verifier | None = None,
         warn: Callable[[str], None],
         parallel: int = PARALLEL,
         plan_keys: int = PLAN_KEYS,
@@ -92,9 +94,13 @@ class Collector:
         new_id: Callable[[], str] = lambda: secrets.token_hex(16),
         now: Callable[[], str] = lambda: datetime.now(UTC).isoformat(timespec="seconds"),
     ) -> None:
-        """With `parallel` 1 everything happens in the caller's thread, in a fixed order."""
+        """With a verifier, what the newest trusted records serve stays whatever lies above them.
+
+        With `parallel` 1 everything happens in the caller's thread, in a fixed order.
+        """
         self._store = store
         self._retention = retention or Retention()
+        self._verifier = verifier
         self._warn = warn
         self._parallel = parallel
         self._plan_keys = plan_keys
@@ -103,6 +109,23 @@ class Collector:
         self._sleep = sleep
         self._new_id = new_id
         self._now = now
+
+    def plan(self, tenant: str, *, progress: CollectProgress | None = None) -> Survey:
+        """What `collect` would delete now, and why; deletes nothing. Raises as `collect`."""
+        store = MeteredStore(self._store)
+        watched = progress or NoCollectProgress()
+        watched.phase("looking", None)
+        sizes = chunks_stored(store, tenant, warn=self._warn)
+        needs = self._roots(store, tenant).read()
+        garbage = {key: size for key, size in sizes.items() if not needs.cover(key)}
+        watched.phase("finding out what they were", None)
+        return Survey(
+            tenant=tenant,
+            chunks=len(sizes),
+            bytes=sum(sizes.values()),
+            garbage=explain(store, tenant, garbage, parallel=self._parallel),
+            requests=store.requests,
+        )
 
     def collect(self, tenant: str, *, progress: CollectProgress | None = None) -> Collected:
         """Delete what nobody needs any more.
@@ -162,6 +185,7 @@ class Collector:
             self._retention,
             clock=self._store_clock(store, tenant),
             parallel=self._parallel,
+            verifier=self._verifier,
         )
 
     def _store_clock(self, store: ObjectStore, tenant: str) -> StoreClock:
@@ -206,9 +230,7 @@ class _Collection:
         """
         self._progress.phase("looking", None)
         plans = stored_plans(self._store, self._tenant)
-        for head in listed(self._store, layout.blobs_prefix(self._tenant)):
-            if self._is_chunk(head.key):
-                self.sizes[head.key] = head.size
+        self.sizes = chunks_stored(self._store, self._tenant, warn=self._warn)
         condemned = {key for plan in plans.values() for key in plan.keys}
         free = self.sizes.keys() - condemned
         if free:
@@ -244,11 +266,3 @@ class _Collection:
         for key in finished:
             self._store.delete(key)
         return len(plans) - len(finished)
-
-    def _is_chunk(self, key: str) -> bool:
-        try:
-            layout.parse_blob_key(key)
-        except InvalidName:
-            self._warn(f"{key} is no chunk of ours and stays")
-            return False
-        return True

@@ -49,9 +49,9 @@ class Pin:
     label: str
     vdig: str
     gen: int
-    """The record that names these keys."""
-    keys: tuple[str, ...]
-    """Of every chunk of the version."""
+    """A record that named it when it was pinned."""
+    digests: tuple[str, ...]
+    """sha256 of every chunk: they stay under whatever key a record names them by."""
 
     def encode(self) -> bytes:
         return canonical_json(asdict(self))
@@ -79,15 +79,18 @@ def decode_plan(body: bytes) -> Plan:
 
 def decode_pin(body: bytes) -> Pin:
     """Raises IntegrityError on anything but a canonical pin."""
-    types = {"adapter": str, "gen": int, "keys": list, "label": str, "vdig": str}
+    types = {"adapter": str, "digests": list, "gen": int, "label": str, "vdig": str}
     value = _fields(body, "a pin", types)
     try:
         check_id("adapter", value["adapter"])
         check_id("version", value["label"])
-        check_digest(value["vdig"])
+        for digest in (value["vdig"], *value["digests"]):
+            check_digest(digest)
     except InvalidName as error:
         raise IntegrityError(f"not a pin: {error}") from error
-    return Pin(value["adapter"], value["label"], value["vdig"], value["gen"], tuple(value["keys"]))
+    return Pin(
+        value["adapter"], value["label"], value["vdig"], value["gen"], tuple(value["digests"])
+    )
 
 
 def _fields(body: bytes, what: str, types: Mapping[str, type]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Which chunks of a tenant are needed, read in the one order in which the answer is safe.
 
 A chunk is needed while it belongs to
-- what an adapter serves now: the active, staged and split contents of its newest record;
+- what an adapter serves now: the active, staged and split contents of its newest record, and with
+  a verifier of its newest trusted one, whatever lies above that;
 - a record among an adapter's newest `keep`, or younger than `younger_s` by the store's own clock;
-- a pinned version;
-- any intent, by its digest: that publisher may be about to name it.
+- a pinned version, or an intent: these speak of digests, for they hold whatever the key is.
 
 Once an adapter has served nothing for `younger_s` (a tombstone), its log keeps no chunk alive.
 
@@ -27,10 +27,12 @@ from typing import TypeVar
 
 from adapter_store import layout
 from adapter_store.draft import chunks_of
-from adapter_store.errors import IntegrityError, InvalidName, InvalidSetting, NotFound
-from adapter_store.intent import Pin, Plan, decode_intent, decode_pin, decode_plan
+from adapter_store.errors import IntegrityError, InvalidName, InvalidSetting, NotFound, Untrusted
+from adapter_store.intent import Plan, decode_intent, decode_pin, decode_plan
+from adapter_store.log import Log
 from adapter_store.objects import ObjectHead, ObjectStore, listed
 from adapter_store.record import Record, decode_record
+from adapter_store.signing import Verifier
 from adapter_store.upload import put_once
 
 DAY_S = 86_400.0
@@ -123,8 +125,10 @@ class Roots:
         *,
         clock: StoreClock,
         parallel: int,
+        verifier: Verifier | None = None,
     ) -> None:
         self._store = store
+        self._log = Log(store, verifier, refused=lambda *_: None) if verifier else None
         self._tenant = tenant
         self._retention = retention
         self._clock = clock
@@ -136,7 +140,7 @@ class Roots:
         announced = self._announced()
         pinned = self._pinned()
         logged = self._logged()
-        return Needs(logged | pinned, announced)
+        return Needs(logged, announced | pinned)
 
     def _announced(self) -> frozenset[str]:
         intents = stored(self._store, layout.intents_prefix(self._tenant), decode_intent)
@@ -144,7 +148,7 @@ class Roots:
 
     def _pinned(self) -> frozenset[str]:
         pins = stored(self._store, layout.pins_prefix(self._tenant), decode_pin)
-        return frozenset(key for _, pin in pins for key in pin.keys)
+        return frozenset(digest for _, pin in pins for digest in pin.digests)
 
     def _logged(self) -> frozenset[str]:
         logs = (self._retained(log) for log in logs_of(self._store, self._tenant))
@@ -157,19 +161,34 @@ class Roots:
         return [*log[:keep], *young]
 
     def _needed(self, log: list[LogEntry]) -> list[str]:
-        newest = log[0]
-        if not self._chunks(newest) and self._clock.older(
-            newest.modified, self._retention.younger_s
-        ):
+        served, since = self._served(log[0])
+        if not served and self._clock.older(since, self._retention.younger_s):
             return []
-        return [key for entry in log for key in self._chunks(entry)]
+        return [*served, *(key for entry in log for key in self._kept(entry))]
+
+    def _served(self, newest: LogEntry) -> tuple[tuple[str, ...], float]:
+        """The chunks that nodes may be asked for, and since when it can be so at the latest."""
+        if self._log is None:
+            return self._chunks(newest), newest.modified
+        try:
+            record = self._log.start(self._tenant, newest.adapter).record
+        except Untrusted:
+            return (), newest.modified
+        return _keys_of(record), newest.modified
+
+    def _kept(self, entry: LogEntry) -> tuple[str, ...]:
+        if self._log is None:
+            return self._chunks(entry)
+        try:
+            return self._chunks(entry)
+        except IntegrityError:
+            # Whoever may write objects may leave such a one. It cannot be what is served.
+            return ()
 
     def _chunks(self, entry: LogEntry) -> tuple[str, ...]:
         if entry.key not in self._chunks_in:
             record = read_record(self._store, self._tenant, entry)
-            # Interned: most records of a log name the same keys again.
-            keys = dict.fromkeys(sys.intern(chunk.key) for chunk in chunks_of(record.contents()))
-            self._chunks_in[entry.key] = tuple(keys)
+            self._chunks_in[entry.key] = _keys_of(record)
         return self._chunks_in[entry.key]
 
 
@@ -220,11 +239,6 @@ def stored_plans(store: ObjectStore, tenant: str) -> dict[str, Plan]:
     return {head.key: plan for head, plan in plans}
 
 
-def stored_pins(store: ObjectStore, tenant: str) -> list[Pin]:
-    """Every pin of a tenant. Raises IntegrityError."""
-    return [pin for _, pin in stored(store, layout.pins_prefix(tenant), decode_pin)]
-
-
 def in_parallel(
     act: Callable[[_Given], _T], items: Iterable[_Given], parallel: int
 ) -> Iterator[_T]:
@@ -234,6 +248,11 @@ def in_parallel(
         return
     with ThreadPoolExecutor(parallel, "collect") as pool:
         yield from pool.map(act, items)
+
+
+def _keys_of(record: Record) -> tuple[str, ...]:
+    # Interned: most records of a log name the same keys again.
+    return tuple(dict.fromkeys(sys.intern(c.key) for c in chunks_of(record.contents())))
 
 
 def _log_entry(prefix: str, head: ObjectHead) -> LogEntry | None:

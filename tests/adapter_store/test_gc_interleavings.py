@@ -156,7 +156,7 @@ def looks_once(honest: Callable[[Roots], Needs]) -> Callable[[Roots], Needs]:
 
 def log_first(roots: Roots) -> Needs:
     logged = roots._logged()
-    return Needs(logged | roots._pinned(), roots._announced())
+    return Needs(logged, roots._announced() | roots._pinned())
 
 
 def test_a_collector_that_does_not_look_again_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
