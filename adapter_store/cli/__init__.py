@@ -36,6 +36,9 @@ Examples:
   adapter-store ls                                    what is served
   adapter-store history pirate                        every commit
   adapter-store rollback pirate --to v1               serve v1 again
+  adapter-store stage ./pirate-3 --name pirate        beside what is served
+  adapter-store activate pirate                       serve what is staged
+  adapter-store split pirate v1=95 v2=5               a canary
   adapter-store verify --all                          read and check every byte
 
 \b
@@ -60,8 +63,9 @@ app = typer.Typer(
 )
 # One line a command, in the order of --help.
 app.command(rich_help_panel=PUBLISH)(push.push)
-app.command(rich_help_panel=PUBLISH)(change.rollback)
+app.command(rich_help_panel=PUBLISH)(push.stage)
 app.command(rich_help_panel=PUBLISH)(change.activate)
+app.command(rich_help_panel=PUBLISH)(change.rollback)
 app.command(rich_help_panel=PUBLISH)(change.split)
 app.command(rich_help_panel=PUBLISH)(change.delete)
 app.command(rich_help_panel=PUBLISH)(settle.settle)

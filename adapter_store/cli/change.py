@@ -47,7 +47,7 @@ def rollback(
     with _changing(name, tenant) as at:
         selector = None if to is None else at.selector(to)
         done = at.publisher.rollback(at.tenant, name, to=selector, expect_gen=expect_gen)
-    show_published(done, asked="rollback", as_json=json)
+    show_published(done, command="rollback", as_json=json)
 
 
 def activate(
@@ -74,7 +74,7 @@ def activate(
     with _changing(name, tenant, not_found="" if version else staging) as at:
         label = None if version is None else at.selector(version)
         done = at.publisher.activate(at.tenant, name, label=label, expect_gen=expect_gen)
-    show_published(done, asked="activate", as_json=json)
+    show_published(done, command="activate", as_json=json)
 
 
 def split(
@@ -109,7 +109,7 @@ def split(
         if len(weights) < len(asked):
             raise InvalidSplit("a version is named twice")
         done = at.publisher.split(at.tenant, name, weights, expect_gen=expect_gen)
-    show_published(done, asked="split", as_json=json)
+    show_published(done, command="split", as_json=json)
 
 
 def delete(
@@ -133,7 +133,7 @@ def delete(
         _confirm(name)
     with _changing(name, tenant) as at:
         done = at.publisher.delete(at.tenant, name, expect_gen=expect_gen)
-    show_published(done, asked="tombstone", as_json=json)
+    show_published(done, command="delete", as_json=json)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,16 +23,18 @@ ExpectGen = Annotated[
 
 _DONE = {
     "publish": "published",
+    "push": "published",
     "rollback": "rolled back to",
     "stage": "staged",
     "activate": "activated",
     "split": "split",
     "tombstone": "deleted",
+    "delete": "deleted",
 }
 _ALREADY = {
     "stage": "is staged already",
     "split": "is split like that already",
-    "tombstone": "is deleted already",
+    "delete": "is deleted already",
 }
 
 
@@ -62,26 +64,31 @@ def standing_document(record: Record) -> dict[str, Any]:
     }
 
 
-def tell_published(done: Published, *, asked: str = "") -> None:
-    """`asked` is the kind of change the command was for; by default the record's own."""
-    kind = asked or done.kind.value
+def already(command: str) -> str:
+    """What is so when there was nothing to do for `command`."""
+    return _ALREADY.get(command, "is served already")
+
+
+def tell_published(done: Published, *, command: str = "") -> None:
+    """`command` is what the user ran; by default what wrote the record."""
+    kind = command or done.kind.value
     what = f"{done.adapter}@{done.label}" if done.label and kind != "split" else done.adapter
     if kind == "split":
         what += f"  {arms(done.record.split)}"
     digest = f"  sha256:{done.vdig[:12]}" if done.vdig and kind != "split" else ""
     now = f"{what}  generation {done.gen}{digest}"
     if done.unchanged:
-        tell(f"unchanged {now}  {_ALREADY.get(kind, 'is served already')}, nothing to do")
+        tell(f"unchanged {now}  {already(kind)}, nothing to do")
         return
     moved = f"  {size(done.bytes_sent)} sent, {size(done.bytes_reused)} reused"
-    tell(f"{_DONE.get(kind, kind)} {now}{'' if kind == 'tombstone' else moved}")
+    tell(f"{_DONE.get(kind, kind)} {now}{moved if done.vdig else ''}")
 
 
-def show_published(done: Published, *, asked: str = "", as_json: bool) -> None:
+def show_published(done: Published, *, command: str = "", as_json: bool) -> None:
     if as_json:
         out(published_document(done))
     else:
-        tell_published(done, asked=asked)
+        tell_published(done, command=command)
 
 
 def arms(split: Iterable[SplitArm]) -> str:

@@ -1,50 +1,60 @@
-"""`push`: check a folder and make it what an adapter serves."""
+"""`push` and `stage`: a folder becomes what an adapter serves, or what it may serve next."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter_store.cli.bases import chosen_base
-from adapter_store.cli.console import Json, Tenant, out, say
+from adapter_store.cli.console import Json, Tenant, say
 from adapter_store.cli.outcome import next_steps
-from adapter_store.cli.progress import Uploads, display
-from adapter_store.cli.published import ExpectGen, published_document, tell_published
+from adapter_store.cli.published import ExpectGen
 from adapter_store.cli.rehearsal import rehearse
-from adapter_store.cli.session import publishing
+from adapter_store.cli.sending import (
+    Base,
+    Card,
+    DryRun,
+    Into,
+    Rebase,
+    Version,
+    parcel,
+    read_folder,
+    send,
+    show_sent,
+)
+from adapter_store.cli.settle import settled
 from adapter_store.cli.store import open_configured
-from adapter_store.errors import InvalidAdapter
+from adapter_store.errors import Conflict, StoreError
 
 if TYPE_CHECKING:
-    from adapter_store.commit import Published
-    from adapter_store.record import BaseCard
-    from adapter_store.validate import LocalAdapter
+    from adapter_store.commit import Published, Publisher
+    from adapter_store.objects import ObjectStore
+    from adapter_store.upload import UploadProgress
 
 
 def push(
+    name: Into,
     folder: Annotated[
-        Path, typer.Argument(help="What peft's save_pretrained wrote.", show_default=False)
-    ],
-    name: Annotated[str, typer.Option(help="The adapter to publish to.", show_default=False)],
-    version: Annotated[
-        str | None, typer.Option(help="A label of your own; default: v<generation>.")
+        Path | None,
+        typer.Argument(
+            help="What peft's save_pretrained wrote; with --resume it may be left out.",
+            show_default=False,
+        ),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Fingerprint of the base; default: the only one registered.")
-    ] = None,
-    base_card: Annotated[
-        Path | None, typer.Option(help="A file from `inference-node base-card`; it is registered.")
-    ] = None,
+    version: Version = None,
+    base: Base = None,
+    base_card: Card = None,
     expect_gen: ExpectGen = None,
-    no_rebase: Annotated[
-        bool, typer.Option("--no-rebase", help="Fail when another publisher was faster.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check, and say what would be sent; write nothing.")
-    ] = False,
+    rebase: Rebase = True,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TXID",
+            help="Find out first whether that push landed; push only if it never will.",
+        ),
+    ] = None,
+    dry_run: DryRun = False,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
@@ -52,7 +62,7 @@ def push(
 
     The content is checked exactly as a node checks it. Chunks the store has already are not sent
     again, so after an interruption just run it again. Content that is served already is not
-    published twice: the command says so and succeeds.
+    published twice: the command says so and succeeds. A push ends a split and a staging.
 
     \b
     Examples:
@@ -60,81 +70,120 @@ def push(
       adapter-store push ./pirate --name pirate --dry-run
       adapter-store push ./pirate --name pirate --expect-gen 7 --json
       adapter-store push ./pirate --name pirate --base-card card.json
+      adapter-store push ./pirate --name pirate --resume 9f86d081884c7d659a2feaa0c55ad015
     """
-    from adapter_store.bases import register_base
-    from adapter_store.check import check_store
-    from adapter_store.layout import check_id
-    from adapter_store.upload import cut
+    if dry_run and resume is not None:
+        raise typer.BadParameter("--resume settles for good, and --dry-run writes nothing")
+    if folder is None and resume is None:
+        raise typer.BadParameter("which folder? It may be left out with --resume alone")
+    if resume is not None and _landed(name, resume, folder, tenant, as_json=json):
+        return
+    assert folder is not None
+    with parcel(
+        "push", folder, name, tenant=tenant, base=base, base_card=base_card, as_json=json
+    ) as this:
 
-    rehearsal = f"adapter-store push {quote(str(folder))} --name {quote(name)} --dry-run"
-    with next_steps({InvalidAdapter: rehearsal}):
+        def change(publisher: Publisher, progress: UploadProgress) -> Published:
+            return publisher.publish(
+                this.tenant,
+                name,
+                this.local,
+                label=version,
+                expect_gen=expect_gen,
+                rebase=rebase,
+                progress=progress,
+            )
+
+        if dry_run:
+            rehearse(this.store, this.local, command="push", change=change, as_json=json)
+            return
+        send(this, change, as_json=json)
+
+
+def stage(
+    folder: Annotated[
+        Path, typer.Argument(help="What peft's save_pretrained wrote.", show_default=False)
+    ],
+    name: Into,
+    version: Version = None,
+    base: Base = None,
+    base_card: Card = None,
+    expect_gen: ExpectGen = None,
+    rebase: Rebase = True,
+    dry_run: DryRun = False,
+    tenant: Tenant = None,
+    json: Json = False,
+) -> None:
+    """Send an adapter beside what NAME serves; `activate` then serves it at once.
+
+    Until then only who names its label or digest gets it. It takes the place of what was staged
+    before; a push, a rollback or an activation ends the staging.
+
+    \b
+    Examples:
+      adapter-store stage ./pirate-2 --name pirate --version v2
+      adapter-store activate pirate
+    """
+    with parcel(
+        "stage", folder, name, tenant=tenant, base=base, base_card=base_card, as_json=json
+    ) as this:
+
+        def change(publisher: Publisher, progress: UploadProgress) -> Published:
+            return publisher.stage(
+                this.tenant,
+                name,
+                this.local,
+                label=version,
+                expect_gen=expect_gen,
+                rebase=rebase,
+                progress=progress,
+            )
+
+        if dry_run:
+            rehearse(this.store, this.local, command="stage", change=change, as_json=json)
+        else:
+            send(this, change, as_json=json)
+
+
+def _landed(
+    name: str, txid: str, folder: Path | None, tenant: str | None, *, as_json: bool
+) -> bool:
+    """Settle the transaction; True when it landed, which is then said.
+
+    Raises OutcomeUnknown, and Conflict when it never will land and there is no `folder` to push.
+    """
+    from adapter_store.layout import check_id, check_txid
+
+    with next_steps():
         settings, store = open_configured()
         owner = check_id("tenant", tenant or settings.tenant)
         check_id("adapter", name)
-        card = chosen_base(store, base, base_card)
-        local = read_folder(folder, card)
-        if not json and local.ignored:
-            say(f"not published: {', '.join(local.ignored)}")
-        if dry_run:
-            rehearse(
-                store,
-                local,
-                as_json=json,
-                publish=lambda publisher, progress: publisher.publish(
-                    owner, name, local, label=version, expect_gen=expect_gen, progress=progress
-                ),
-            )
-            return
-        check_store(store)
-        if base_card is not None:
-            register_base(store, card)
-        files = cut(local.files)
-        with display(files, silent=json) as shown:
-            uploads = Uploads(files, shown)
-            with publishing(settings, store, tenant=owner, adapter=name) as publisher:
-                done = publisher.publish(
-                    owner,
-                    name,
-                    local,
-                    label=version,
-                    expect_gen=expect_gen,
-                    rebase=not no_rebase,
-                    progress=uploads,
-                )
-            uploads.finish()
-    _show(done, uploads, as_json=json)
+        try:
+            done = settled(settings, store, owner, name, check_txid(txid))
+        except Conflict as error:
+            if folder is None:
+                raise
+            say(f"{error}; pushing anew")
+            return False
+    if done.kind.value != "publish":
+        raise typer.BadParameter(
+            f"transaction {txid} landed and was no push but a {done.kind.value}: "
+            f"adapter-store settle {name} {txid}"
+        )
+    if folder is not None and _holds_other_content(store, folder, done):
+        say(f"warning: {folder} holds other content than what landed; push it without --resume")
+    show_sent(done, [], command="push", as_json=as_json)
+    return True
 
 
-def read_folder(folder: Path, card: BaseCard) -> LocalAdapter:
-    """A checked folder. Raises InvalidAdapter and Incompatible, also when it cannot be read."""
-    from adapter_store.validate import read_adapter_dir
+def _holds_other_content(store: ObjectStore, folder: Path, done: Published) -> bool:
+    """Whether `folder` can be read and is something else than what was published."""
+    from adapter_store.bases import load_base
+    from adapter_store.draft import local_content
 
+    assert done.record.active is not None
     try:
-        return read_adapter_dir(folder, card=card)
-    except OSError as error:
-        raise InvalidAdapter(
-            # Of a file that is opened but cannot be read, the error has only a number.
-            f"{error.filename if isinstance(error.filename, str) else folder} cannot be read: "
-            f"{error.strerror}",
-            hint="its files must be plain ones that you may read",
-        ) from error
-
-
-def labels_of_the_same(done: Published) -> list[str]:
-    """Other labels of this very content, newest first."""
-    return [
-        entry.label
-        for entry in reversed(done.record.versions)
-        if entry.vdig == done.vdig and entry.label != done.label
-    ]
-
-
-def _show(done: Published, uploads: Uploads, *, as_json: bool) -> None:
-    same = labels_of_the_same(done)
-    if as_json:
-        files = uploads.documents()
-        out({**published_document(done), "same_content_as": same, "files": files})
-        return
-    tell_published(done)
-    if same and not done.unchanged:
-        say(f"this is the content of {done.adapter}@{same[0]}, under a label of its own")
+        local = read_folder(folder, load_base(store, done.record.active.base))
+    except StoreError:
+        return False
+    return local_content(local, None).vdig != done.vdig

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from adapter_store.cli.console import out, say, size, tell
 from adapter_store.cli.progress import Silence, Uploads
+from adapter_store.cli.published import already
 from adapter_store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -67,14 +68,18 @@ def rehearse(
     store: ObjectStore,
     local: LocalAdapter,
     *,
-    publish: Callable[[Publisher, UploadProgress], Published],
+    command: str,
+    change: Callable[[Publisher, UploadProgress], Published],
     as_json: bool,
 ) -> None:
-    """Run `publish` without a trace, and say what it would do. Raises what it would raise."""
+    """Run the `change` of `command` without a trace, and say what it would do.
+
+    Raises what it would raise.
+    """
     from adapter_store.upload import cut
 
     uploads = Uploads(cut(local.files), Silence())
-    done = publish(rehearsing(store, warn=lambda text: say(f"warning: {text}")), uploads)
+    done = change(rehearsing(store, warn=lambda text: say(f"warning: {text}")), uploads)
     total = sum(map(len, local.files.values()))
     if as_json:
         out(
@@ -102,14 +107,14 @@ def rehearse(
     if done.unchanged:
         tell(
             f"{done.adapter}@{done.label}  generation {done.gen}  sha256:{done.vdig[:12]}  "
-            "is served already: a push would change nothing"
+            f"{already(command)}: a {command} would change nothing"
         )
         return
     tell(
-        f"fit to publish as {done.adapter}@{done.label}  generation {done.gen}  "
+        f"fit to {command} as {done.adapter}@{done.label}  generation {done.gen}  "
         f"sha256:{done.vdig[:12]}  rank {local.spec.rank} on {', '.join(local.spec.target_modules)}"
     )
     for file in uploads.documents():
         verb = "send" if file["bytes_sent"] else "exists"
         tell(f"{verb:6}  {file['name']}  {size(int(file['size']))}")
-    tell(f"a push would send {size(done.bytes_sent)} of {size(total)}; nothing was written")
+    tell(f"a {command} would send {size(done.bytes_sent)} of {size(total)}; nothing was written")

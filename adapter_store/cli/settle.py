@@ -28,7 +28,7 @@ def settle(
     """Find out for good whether an interrupted change landed; afterwards it never will.
 
     Succeeds when it landed, ends with 4 when it did not and with 7 while nobody can tell. Works
-    for every kind of change.
+    for every kind of change; `push --resume` also pushes anew what did not land.
 
     \b
     Example:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapter_store.cli.bases import chosen_base
-from adapter_store.cli.push import read_folder
 from adapter_store.cli.references import full_ref
+from adapter_store.cli.sending import read_folder
 from adapter_store.errors import InvalidName, NotFound
 
 if TYPE_CHECKING:

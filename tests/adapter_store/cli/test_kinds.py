@@ -211,3 +211,81 @@ def test_every_kind_of_change_can_be_settled(
     assert shell.ok("settle", "pirate", head.txid).out.startswith(
         {"stage": "staged pirate@next", "split": "split pirate  v1=1", "tombstone": "deleted"}[kind]
     )
+
+
+def test_staging_sends_and_serves_nothing_new(shell: Shell, digests: list[str]) -> None:
+    ran = shell.ok("stage", "one", "--name", "pirate", "--version", "again", "--dry-run")
+    assert "nothing was written" in ran.out
+    done = shell.document("push", "stage", "one", "--name", "pirate", "--version", "again")
+    assert (done["kind"], done["version"], done["digest"]) == ("stage", "again", digests[0])
+    assert (done["generation"], done["bytes_sent"], done["same_content_as"]) == (3, 0, ["v1"])
+    assert done["staged"] == {"version": "again", "digest": digests[0]}
+    ran = shell.ok("stage", "one", "--name", "pirate")
+    assert ran.out.startswith("unchanged pirate@again")
+    assert "is staged already" in ran.out
+    ran = shell.ok("stage", "one", "--name", "pirate", "--dry-run")
+    assert "is staged already: a stage would change nothing" in ran.out
+    assert shell.document("show", "show", "pirate")["version"] == "v2"
+    assert shell.document("show", "show", "pirate@again")["digest"] == digests[0]
+    assert shell.run("stage", "one", "--name", "pirate", "--expect-gen", "1").code == 4
+
+
+def test_a_push_that_landed_is_resumed_without_pushing_again(
+    shell: Shell, digests: list[str], s3_store: S3Store
+) -> None:
+    txid = Reader(s3_store).head("default", "pirate").txid
+    for folder in ((), ("two",), ("missing",)):
+        resumed = ("push", *folder, "--name", "pirate", "--resume", txid)
+        done = shell.document("push", *resumed)
+        assert (done["generation"], done["txid"], done["files"]) == (2, txid, [])
+    ran = shell.ok("push", "one", "--name", "pirate", "--resume", txid)
+    assert "one holds other content than what landed" in ran.err
+    assert "holds other content" not in shell.ok(*resumed[:1], "two", *resumed[2:]).err
+    assert Reader(s3_store).head("default", "pirate").gen == 2
+
+
+def test_a_push_that_never_will_land_is_pushed_anew_when_the_folder_is_given(
+    shell: Shell, digests: list[str]
+) -> None:
+    ran = shell.run("push", "--name", "pirate", "--resume", "0" * 32)
+    assert (ran.code, ran.out) == (4, "")
+    assert "never will" in ran.err
+    assert "run: adapter-store push <folder> --name pirate" in ran.err
+    ran = shell.ok("push", "one", "--name", "pirate", "--resume", "0" * 32)
+    assert "never will; pushing anew" in ran.err
+    assert ran.out.startswith("published pirate@v3  generation 3")
+
+
+def test_a_push_nobody_can_settle_yet_stays_unknown_and_is_not_repeated(
+    shell: Shell, digests: list[str], s3_store: S3Store
+) -> None:
+    txid = "ab" * 16
+    shell.monkeypatch.setenv("LORAPOOL_S3_ENDPOINT", "http://127.0.0.1:1")
+    for folder in ((), ("one",)):
+        ran = shell.run("push", *folder, "--name", "pirate", "--resume", txid, "--json")
+        error = ran.document("error")["error"]
+        assert (ran.code, error["kind"], error["txid"]) == (7, "OutcomeUnknown", txid)
+        assert f"adapter-store settle pirate {txid}" in error["hint"]
+    assert Reader(s3_store).head("default", "pirate").gen == 2
+
+
+def test_what_cannot_be_resumed_is_a_usage_error(shell: Shell, staged: str) -> None:
+    assert shell.run("push", "--name", "pirate").code == 2
+    assert shell.run("push", "one", "--name", "pirate", "--resume", "zz").code == 2
+    resume = ("--name", "pirate", "--resume", "0" * 32)
+    assert shell.run("push", "one", *resume, "--dry-run").code == 2
+
+
+def test_a_transaction_that_was_no_push_is_not_resumed_as_one(
+    shell: Shell, staged: str, s3_store: S3Store
+) -> None:
+    txid = Reader(s3_store).head("default", "pirate").txid
+    ran = shell.run("push", "one", "--name", "pirate", "--resume", txid)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"was no push but a stage: adapter-store settle pirate {txid}" in ran.err
+
+
+def test_rebasing_is_the_default_and_can_be_spelled_out(shell: Shell, digests: list[str]) -> None:
+    for flag in ("--rebase", "--no-rebase"):
+        assert flag in shell.ok("push", "--help").out
+        shell.ok("push", "two", "--name", "pirate", flag)

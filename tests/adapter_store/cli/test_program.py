@@ -22,7 +22,7 @@ from tests.adapter_store.cli.shell import SCHEMAS, Shell
 COMMANDS = (
     *(("push",), ("rollback",), ("settle",), ("ls",), ("show",), ("history",), ("verify",)),
     *(("init",), ("check",), ("base",), ("base", "ls"), ("base", "add")),
-    *(("activate",), ("split",), ("delete",)),
+    *(("stage",), ("activate",), ("split",), ("delete",)),
 )
 HEAVY = {"torch", "boto3", "botocore", "redis", "numpy", "pydantic_settings", "rich"}
 
@@ -80,6 +80,7 @@ STORE_COMMANDS = (
     *(("check",), ("base",), ("base", "add", "card.json"), ("push", "one", "--name", "pirate")),
     *(("rollback", "pirate"), ("settle", "pirate", "0" * 32), ("activate", "pirate")),
     *(("split", "pirate", "v1=1", "v2=1"), ("delete", "pirate", "--yes")),
+    ("stage", "one", "--name", "pirate"),
 )
 
 
