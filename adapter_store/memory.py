@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from adapter_store.errors import AlreadyExists, NotFound
+from adapter_store.errors import AlreadyExists, IntegrityError, NotFound
+from adapter_store.layout import CHUNK_BYTES
 from adapter_store.objects import ListPage, ObjectHead
 
 
@@ -24,7 +25,10 @@ class MemoryStore:
     def get(self, key: str) -> bytes:
         with self._lock:
             self._require(key)
-            return self._bodies[key]
+            body = self._bodies[key]
+        if len(body) > CHUNK_BYTES:
+            raise IntegrityError(f"{key} has {len(body)} bytes; none is so large")
+        return body
 
     def put_new(self, key: str, body: bytes) -> None:
         body = bytes(body)

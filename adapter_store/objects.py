@@ -48,7 +48,10 @@ class ObjectStore(Protocol):
     """
 
     def get(self, key: str) -> bytes:
-        """The object's bytes. Raises NotFound."""
+        """The object's bytes. Raises NotFound, and IntegrityError unread when it is too large.
+
+        Nothing of ours is over layout.CHUNK_BYTES.
+        """
         ...
 
     def put_new(self, key: str, body: bytes) -> None:

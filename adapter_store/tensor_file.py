@@ -69,6 +69,10 @@ def header_end(probe: bytes, size: int) -> int:
     _refuse_other_formats(probe)
     length = int.from_bytes(probe[:8], "little")
     if size < 8 or length > size - 8:
+        if probe[:1] == b"\x80":
+            raise InvalidAdapter(
+                f"{WEIGHTS_FILE} is a Python pickle, not safetensors", hint=CONVERT_HINT
+            )
         raise InvalidAdapter(f"{WEIGHTS_FILE} is cut short: its header does not fit in the file")
     if length > MAX_HEADER_BYTES:
         raise InvalidAdapter(f"header of {length} bytes is over {MAX_HEADER_BYTES}")
@@ -79,8 +83,9 @@ def header_end(probe: bytes, size: int) -> int:
 
 def parse_header(head: bytes, size: int) -> dict[str, TensorSlot]:
     """The layout of a file of `size` bytes from what comes before its tensors. Reads no tensor."""
-    # Parsing is slow per object, so a megabyte of empty ones is refused by counting them.
-    if head.count(b"{") > MAX_TENSORS + MAX_METADATA_BYTES:
+    # Parsing is slow per object and entry, so a megabyte of either is refused by counting them.
+    most = 4 * MAX_TENSORS + MAX_METADATA_BYTES
+    if head.count(b"{") > most or head.count(b":") > most:
         raise InvalidAdapter(f"header with far more than {MAX_TENSORS} tensors")
     header = strict_json(head[8:], "safetensors header")
     if not isinstance(header, dict):
@@ -121,8 +126,6 @@ def peak(array: Array, dtype: str) -> Peak:
 def _refuse_other_formats(body: bytes) -> None:
     magics = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "gzip", b"GGUF": "a GGUF file"}
     found = next((what for magic, what in magics.items() if body.startswith(magic)), "")
-    if body[:1] == b"\x80" and body[1:2] in b"\x02\x03\x04\x05" and body[7:8] != b"\x00":
-        found = "a Python pickle"
     if body[257:262] == b"ustar":
         found = "a tar archive"
     if found:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from adapter_store import layout
-from adapter_store.errors import AlreadyExists, NotFound
+from adapter_store.errors import AlreadyExists, IntegrityError, NotFound
 from adapter_store.objects import ObjectStore
 
 
@@ -26,6 +26,13 @@ class ObjectStoreContract:
             store.get("v1/a")
         with pytest.raises(NotFound):
             store.head("v1/a")
+
+    def test_an_object_larger_than_any_of_ours_is_refused(self, store: ObjectStore) -> None:
+        store.put_new("v1/a", bytes(layout.CHUNK_BYTES))
+        assert len(store.get("v1/a")) == layout.CHUNK_BYTES
+        store.put_new("v1/b", bytes(layout.CHUNK_BYTES + 1))
+        with pytest.raises(IntegrityError, match="so large"):
+            store.get("v1/b")
 
     def test_put_new_never_overwrites_not_even_with_equal_bytes(self, store: ObjectStore) -> None:
         store.put_new("v1/a", b"first")

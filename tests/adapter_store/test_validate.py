@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import socket
 import tracemalloc
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 
 from adapter_store.errors import Incompatible, InvalidAdapter
 from adapter_store.lora_config import parse_config
+from adapter_store.memory import MemoryStore
 from adapter_store.tensor_file import read_layout
 from adapter_store.validate import check_content, check_sizes, read_adapter_dir
 from tests.adapter_store.adapter_files import (
@@ -30,6 +30,11 @@ from tests.adapter_store.adapter_files import (
     tensors,
     write_adapter,
 )
+from tests.chaos.bad_inputs.case import BadInput
+from tests.chaos.bad_inputs.configs import CONFIGS
+from tests.chaos.bad_inputs.containers import CONTAINERS
+from tests.chaos.bad_inputs.judge import judge
+from tests.chaos.bad_inputs.semantics import SEMANTICS
 
 GOOD = pack(tensors())
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -121,182 +126,13 @@ def test_where_the_model_was_loaded_from_is_not_content() -> None:
     assert one == two
 
 
-BAD_CONFIGS: dict[str, dict[str, Any]] = {
-    "another method": {"peft_type": "IA3"},
-    "no method": {"peft_type": None},
-    "rank zero": {"r": 0},
-    "rank over 64": {"r": 65},
-    "rank as a float": {"r": 4.0},
-    "rank as a bool": {"r": True},
-    "rank as text": {"r": "4"},
-    "alpha zero": {"lora_alpha": 0},
-    "alpha negative": {"lora_alpha": -1},
-    "alpha huge": {"lora_alpha": 10**400},
-    "alpha as a bool": {"lora_alpha": True},
-    "bias trained": {"bias": "all"},
-    "targets as a pattern": {"target_modules": ".*_proj"},
-    "no targets": {"target_modules": []},
-    "targets missing": {"target_modules": None},
-    "a target twice": {"target_modules": ["q_proj", "q_proj"]},
-    "a target with a pattern in it": {"target_modules": ["q_.*"]},
-    "a target that is a path": {"target_modules": ["../q_proj"]},
-    "a target that is a number": {"target_modules": [1]},
-    "endless targets": {"target_modules": [f"module_{i:08d}" for i in range(3000)]},
-    "rank pattern": {"rank_pattern": {"q_proj": 8}},
-    "alpha pattern": {"alpha_pattern": {"q_proj": 8}},
-    "dora": {"use_dora": True},
-    "rslora as a number": {"use_rslora": 1},
-    "modules to save": {"modules_to_save": ["lm_head"]},
-    "layer replication": {"layer_replication": [[0, 2]]},
-    "some layers only": {"layers_to_transform": [0]},
-    "a layers pattern": {"layers_pattern": "h"},
-    "code by auto_mapping": {"auto_mapping": {"parent_library": "os"}},
-    "code by megatron_config": {"megatron_config": {"x": 1}},
-    "code by megatron_core": {"megatron_core": "os"},
-    "token indices": {"trainable_token_indices": [1]},
-    "excluded modules": {"exclude_modules": ["v_proj"]},
-    "conv layers": {"fan_in_fan_out": True},
-    "an initialisation that edits the base": {"init_lora_weights": "pissa"},
-    "loftq": {"loftq_config": {"loftq_bits": 4}},
-    "lora bias": {"lora_bias": True},
-    "parameters as targets": {"target_parameters": ["experts.w"]},
-    "another revision": {"revision": "refs/pr/1"},
-    "another task": {"task_type": "SEQ_CLS"},
-    "a switch nobody knows": {"use_future_feature": True},
-    "a number nobody knows": {"future": 0},
-}
-
-
-@pytest.mark.parametrize("name", BAD_CONFIGS)
-def test_a_config_outside_the_allow_list_is_refused_by_name(name: str) -> None:
-    changes = BAD_CONFIGS[name]
-    with pytest.raises(InvalidAdapter) as caught:
-        parse_config(json.dumps(config(**changes)).encode())
-    assert next(iter(changes)) in str(caught.value)
-
-
 @pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"[]",
-        b"null",
-        b"{",
-        b"\xff\xfe{}",
-        b'{"peft_type":"LORA","r":4,"r":8}',
-        b'{"peft_type":"LORA","x":{"a":1,"a":1}}',
-        json.dumps(config()).replace('"r": 4', '"r": NaN').encode(),
-        json.dumps(config()).replace('"lora_alpha": 16', '"lora_alpha": 1e999').encode(),
-        b'{"r":' + b"9" * 5000 + b"}",
-        b"[" * 60_000,
-        b'{"peft_type":"' + b"x" * 70_000 + b'"}',
-    ],
-    ids=range(12),
+    "case", [*CONTAINERS, *SEMANTICS, *CONFIGS], ids=lambda case: f"{case.group}: {case.what}"
 )
-def test_a_config_that_is_not_strict_json_is_refused(body: bytes) -> None:
-    with pytest.raises(InvalidAdapter):
-        parse_config(body)
-
-
-BAD_WEIGHTS: dict[str, bytes] = {
-    "empty": b"",
-    "seven bytes": GOOD[:7],
-    "header cut": GOOD[:40],
-    "data cut": GOOD[:-1],
-    "bytes trail": GOOD + b"\0",
-    "a pickle": pickle.dumps({"x": 1}, protocol=2) + b"\0" * 64,
-    "a zip": b"PK\x03\x04" + b"\0" * 300,
-    "a tar": b"x" * 257 + b"ustar" + b"\0" * 300,
-    "gzip": b"\x1f\x8b\x08" + b"\0" * 300,
-    "gguf": b"GGUF\x03\0\0\0" + b"\0" * 300,
-    "text": b"<html>not here</html>" + b" " * 300,
-    "header length overflow": b"\xff" * 8 + GOOD[8:],
-    "header over a MiB": pack_header(b" " * (1024 * 1024 + 8) + b"{}", b""),
-    "header unaligned": (97).to_bytes(8, "little") + b"{" + b" " * 95 + b"}",
-    "header is a list": pack_header([], b""),
-    "header is not JSON": pack_header(b"{nope}", b""),
-    "no tensors": pack_header({}, b""),
-    "too many tensors": pack_header(
-        {f"t{i}": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]} for i in range(5000)},
-        b"\0" * 4,
-    ),
-    "a tensor twice": pack_header(
-        b'{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},'
-        b'"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}',
-        b"\0" * 4,
-    ),
-    "a field twice": pack_header(
-        b'{"a":{"dtype":"F32","dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}', b"\0" * 4
-    ),
-    "an unknown field": with_header(lambda h: h[FIRST].update(extra=1)),
-    "a missing field": with_header(lambda h: h[FIRST].pop("shape")),
-    "an entry that is no object": with_header(lambda h: h.update({FIRST: 1})),
-    "an unknown type": with_header(lambda h: h[FIRST].update(dtype="F8_E4M3")),
-    "a type that is a list": with_header(lambda h: h[FIRST].update(dtype=["F32"])),
-    "double precision": pack({n: a.astype(np.float64) for n, a in tensors().items()}),
-    "two types": with_header(lambda h: h[FIRST].update(dtype="F16", shape=[8, 8])),
-    "a negative size": with_header(lambda h: h[FIRST].update(shape=[-4, -8])),
-    "a size that overflows": with_header(lambda h: h[FIRST].update(shape=[2**62, 4])),
-    "a bool size": with_header(lambda h: h[FIRST].update(shape=[True, 32])),
-    "an empty tensor": with_header(lambda h: h[FIRST].update(shape=[0, 8], data_offsets=[0, 0])),
-    "one dimension": with_header(lambda h: h[FIRST].update(shape=[32])),
-    "three dimensions": with_header(lambda h: h[FIRST].update(shape=[4, 8, 1])),
-    "overlap": with_header(lambda h: h[FIRST].update(data_offsets=[128, 256])),
-    "a hole": pack_header(
-        {"a": {"dtype": "F32", "shape": [1, 1], "data_offsets": [8, 12]}}, b"\0" * 12
-    ),
-    "offsets backwards": with_header(lambda h: h[FIRST].update(data_offsets=[128, 0])),
-    "huge metadata": pack_header(
-        {"__metadata__": {"x": "y" * 20_000}, **header_of(tensors())},
-        b"".join(a.tobytes() for a in tensors().values()),
-    ),
-    "metadata that is no map": pack_header({"__metadata__": [1], **header_of(tensors())}, b""),
-    "metadata with numbers": pack_header({"__metadata__": {"x": 1}, **header_of(tensors())}, b""),
-    "NaN": with_first(float("nan")),
-    "infinity": with_first(float("-inf")),
-    "huge": with_first(1e30),
-    "bfloat16 NaN": pack({n: np.full(a.shape, 0xFFC0, np.uint16) for n, a in tensors().items()}),
-    "float16 infinity": pack(
-        {n: np.full(a.shape, np.inf, np.float16) for n, a in tensors().items()}
-    ),
-    "B zero everywhere": pack({n: a * 0 if "lora_B" in n else a for n, a in tensors().items()}),
-    "A minus zero everywhere": pack(
-        {n: a * -0.0 if "lora_A" in n else a for n, a in tensors().items()}
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_WEIGHTS)
-def test_weights_that_are_damaged_hostile_or_idle_are_refused(name: str) -> None:
-    with pytest.raises(InvalidAdapter) as caught:
-        check(BAD_WEIGHTS[name])
-    assert not isinstance(caught.value, Incompatible)
-
-
-MISFITS: dict[str, bytes] = {
-    "another rank": pack(tensors(rank=8)),
-    "a wrong input size": changed(q_proj_A=np.ones((4, 9), np.float32)),
-    "a wrong output size": changed(q_proj_B=np.ones((8, 4), np.float32)),
-    "factors transposed": changed(q_proj_A=np.ones((8, 4), np.float32)),
-    "a factor missing": changed(q_proj_B=None),
-    "a module missing": changed(q_proj_A=None, q_proj_B=None),
-    "a module more": pack(tensors(leaves=("q_proj", "k_proj", "v_proj"))),
-    "a name that is a path": pack({**tensors(), "../../x": np.ones((1, 1), np.float32)}),
-    "an empty name": pack({**tensors(), "": np.ones((1, 1), np.float32)}),
-    "a head more": pack(
-        {**tensors(), "base_model.model.lm_head.weight": np.ones((2, 2), np.float32)}
-    ),
-    "adapter name in the keys": pack(
-        {n.replace(".weight", ".default.weight"): a for n, a in tensors().items()}
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MISFITS)
-def test_weights_that_do_not_fit_the_base_are_incompatible(name: str) -> None:
-    with pytest.raises(Incompatible) as caught:
-        check(MISFITS[name])
-    assert caught.value.hint
+def test_a_folder_that_cannot_be_served_is_refused_as_its_table_says(
+    case: BadInput, tmp_path: Path
+) -> None:
+    assert judge(case, MemoryStore(), tmp_path, adapter="tone").wrong == ()
 
 
 def test_a_target_the_base_lacks_is_incompatible_and_says_what_there_is() -> None:
@@ -316,7 +152,7 @@ def test_one_idle_module_among_changed_ones_is_served() -> None:
 
 def test_a_no_op_adapter_is_refused_with_its_count() -> None:
     with pytest.raises(InvalidAdapter, match="does not change 4 of its 4 declared modules"):
-        check(BAD_WEIGHTS["B zero everywhere"])
+        check(pack({n: a * 0 if "lora_B" in n else a for n, a in tensors().items()}))
 
 
 def test_an_adapter_scaled_down_to_nothing_is_refused() -> None:
