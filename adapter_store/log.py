@@ -108,6 +108,29 @@ class Log:
             return _known(top, _record(top), self._verifier.epoch)
         return self._from_below(tenant, adapter, {top.gen: top})
 
+    def foundation(self, tenant: str, adapter: str) -> Known:
+        """As `start`, and where nothing counts an empty record below the first slot.
+
+        Its `top_gen` is 0 when there is no log at all.
+        """
+        try:
+            return self.start(tenant, adapter)
+        except (NotFound, Untrusted):
+            nothing = Record(
+                tenant=tenant,
+                adapter=adapter,
+                gen=0,
+                kind=RecordKind.TOMBSTONE,
+                active=None,
+                parent="",
+                fence=0,
+                txid="",
+                attempt=0,
+                actor="",
+                time="",
+            )
+            return self._ascend(Known(nothing, "", 0, ""), {})
+
     def climb(self, known: Known) -> Known:
         """The newest record that counts now, from `known` up; `known` itself without news.
 
@@ -192,7 +215,7 @@ class Log:
             return _untrusted(f"generation {seen.gen} of {record.adapter} has another parent")
         if record is None or record.kind is not RecordKind.FENCE:
             return self._objection_alone(seen)
-        if known.top_gen == known.record.gen and repeats(record, known.record):
+        if 0 < known.record.gen == known.top_gen and repeats(record, known.record):
             return None
         return _untrusted(
             f"generation {seen.gen} of {record.adapter} is a fence that does not repeat a trusted "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,6 +23,7 @@ from adapter_store.processes import ProcessId
 
 if TYPE_CHECKING:
     from adapter_store.notify import HintStream
+    from adapter_store.provenance import KeySigner, TrustFile
     from adapter_store.s3 import S3Store
 
 PREFIX = "LORAPOOL_"
@@ -142,6 +143,16 @@ class StoreSettings(BaseSettings):
     s3_secret_key: SecretStr | None = None
     redis_url: Annotated[SecretStr, _url("redis", "rediss", "unix")] | None = None
     """Redis for the publish lock and hints; unset: publishers go without, nodes poll."""
+    redis_username: str | None = None
+    """The ACL user, unless the URL names one."""
+    redis_password: SecretStr | None = None
+    redis_password_file: Path | None = None
+    redis_ca_file: Path | None = None
+    """Certificates that a rediss:// server's may be signed by; unset: those of the system."""
+    sign_key_file: Path | None = None
+    """The private key that signs what is published from here; see `adapter-store keygen`."""
+    trust_file: Path | None = None
+    """Whose signatures count; unset: signatures are not looked at."""
     cache_dir: Path = Field(default_factory=_default_cache_dir)
     tenant: Annotated[str, AfterValidator(_tenant)] = DEFAULT_TENANT
 
@@ -157,6 +168,27 @@ class StoreSettings(BaseSettings):
             secret_key=_revealed(self.s3_secret_key),
         )
 
+    def _redis(self) -> str | None:
+        """The URL with all that is set beside it. Raises InvalidSetting naming the variable."""
+        if self.redis_url is None:
+            return None
+        return redis_access(
+            self.redis_url.get_secret_value(),
+            username=self.redis_username,
+            password=self._redis_password(),
+            ca_file=self.redis_ca_file,
+        )
+
+    def _redis_password(self) -> str | None:
+        if self.redis_password_file is None:
+            return _revealed(self.redis_password)
+        try:
+            return self.redis_password_file.read_text().rstrip("\n")
+        except (OSError, ValueError):
+            raise InvalidSetting(
+                f"{PREFIX}REDIS_PASSWORD_FILE: {self.redis_password_file} cannot be read"
+            ) from None
+
     def open_lock(
         self,
         *,
@@ -164,7 +196,7 @@ class StoreSettings(BaseSettings):
         on_wait: Callable[[str, float], None] = lambda holder, left_s: None,
     ) -> PublishLock:
         """The configured lock, or NoLock; for `who` and `on_wait` see locks.RedisLock."""
-        url = _revealed(self.redis_url)
+        url = self._redis()
         if url is None:
             return NoLock()
         from adapter_store.locks import open_lock
@@ -173,21 +205,61 @@ class StoreSettings(BaseSettings):
 
     def open_announcer(self) -> Announcer:
         """The configured announcer, or NoAnnouncer."""
-        url = _revealed(self.redis_url)
+        url = self._redis()
         if url is None:
             return NoAnnouncer()
         from adapter_store.notify import open_announcer
 
         return open_announcer(url)
 
+    def open_signer(self) -> KeySigner | None:
+        """The configured signing key; None without. Raises InvalidSetting."""
+        if self.sign_key_file is None:
+            return None
+        from adapter_store.provenance import load_signer
+
+        return load_signer(self.sign_key_file)
+
+    def open_verifier(self, warn: Callable[[str], None]) -> TrustFile | None:
+        """Who is trusted, as configured; None without. Raises InvalidSetting."""
+        if self.trust_file is None:
+            return None
+        from adapter_store.provenance import TrustFile
+
+        return TrustFile(self.trust_file, warn=warn)
+
     def open_hints(self) -> HintStream | None:
         """The configured hint stream; None without Redis."""
-        url = _revealed(self.redis_url)
+        url = self._redis()
         if url is None:
             return None
         from adapter_store.notify import open_hints
 
         return open_hints(url)
+
+
+def redis_access(
+    url: str, *, username: str | None, password: str | None, ca_file: Path | None
+) -> str:
+    """`url` with credentials and certificates put in; what it names itself stays.
+
+    Raises InvalidSetting naming the variable.
+    """
+    parts = urlsplit(url)
+    user = parts.username or quote(username or "", safe="")
+    secret = parts.password or quote(password or "", safe="")
+    host = parts.netloc.rpartition("@")[2]
+    query = parts.query
+    if ca_file is not None:
+        if parts.scheme != "rediss":
+            raise InvalidSetting(
+                f"{PREFIX}REDIS_CA_FILE is set, and {PREFIX}REDIS_URL is no rediss:// URL"
+            )
+        if not ca_file.is_file():
+            raise InvalidSetting(f"{PREFIX}REDIS_CA_FILE: {ca_file} is no file")
+        query = "&".join(filter(None, (query, urlencode({"ssl_ca_certs": str(ca_file)}))))
+    netloc = f"{user}:{secret}@{host}" if user or secret else host
+    return parts._replace(netloc=netloc, query=query).geturl()
 
 
 def load_settings(*, state_dir: Path = STATE_DIR) -> StoreSettings:

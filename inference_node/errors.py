@@ -6,6 +6,7 @@ NodeError
 ├── AdapterNotFound      no such adapter or version for this tenant (forbidden answers the same)
 ├── AdapterIncompatible  it exists, but was published for another base, or cannot fit this node
 ├── AdapterCorrupt       its bytes are not what the log says; the last good version keeps serving
+├── AdapterUntrusted     no key that this node trusts signed it, nor anything older of it
 ├── PoolFull             every page is leased; come back after `retry_after`
 ├── QueueFull            the waiting line is at its bound; come back after `retry_after`
 ├── StoreDown            the version is not here and the store did not answer
@@ -80,6 +81,12 @@ class AdapterCorrupt(NodeError):
     """The stored bytes fail their digest or structure checks."""
 
     reason = "ADAPTER_CORRUPT"
+
+
+class AdapterUntrusted(NodeError):
+    """This node has a trust file, and no record of the adapter counts by it."""
+
+    reason = "ADAPTER_UNTRUSTED"
 
 
 class PoolFull(NodeError):

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from adapter_store.cli import bases, change, diff, look, pull, push, settle, store, verify
+from adapter_store.cli import bases, change, diff, keys, look, pull, push, settle, store, verify
 from adapter_store.cli.console import complain, complain_as_json, tell
 from adapter_store.cli.outcome import INTERRUPTED, OTHER, USAGE, Interrupted, LocalFault, exit_code
 from adapter_store.cli.panels import LOOK, PUBLISH, SET_UP, TAKE_CARE, Panels
@@ -46,6 +46,7 @@ The store is the one that `make up` runs in this folder, or what the
 environment names:
   LORAPOOL_S3_ENDPOINT  LORAPOOL_S3_BUCKET  LORAPOOL_S3_REGION
   LORAPOOL_S3_ACCESS_KEY  LORAPOOL_S3_SECRET_KEY  LORAPOOL_REDIS_URL
+  LORAPOOL_SIGN_KEY_FILE  LORAPOOL_TRUST_FILE
 
 \b
 Exit codes: 0 done, 1 other, 2 usage, 3 not found, 4 conflict, 5 invalid
@@ -75,6 +76,8 @@ app.command(rich_help_panel=LOOK)(look.history)
 app.command(rich_help_panel=LOOK)(diff.diff)
 app.command(rich_help_panel=LOOK)(pull.pull)
 app.command(rich_help_panel=TAKE_CARE)(verify.verify)
+app.command(rich_help_panel=TAKE_CARE)(keys.reclaim)
+app.command(rich_help_panel=SET_UP)(keys.keygen)
 app.command(rich_help_panel=SET_UP)(store.init)
 app.command(rich_help_panel=SET_UP)(store.check)
 app.add_typer(bases.app, name="base", rich_help_panel=SET_UP)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter_store.cli.console import Json, Name, Tenant, printable
+from adapter_store.cli.keys import SignKey
 from adapter_store.cli.outcome import next_steps
 from adapter_store.cli.published import ExpectGen, show_published
 from adapter_store.cli.references import full_selector
@@ -30,6 +31,7 @@ def rollback(
         typer.Option(help="A version label or sha256:<digest>; default: what was served before."),
     ] = None,
     expect_gen: ExpectGen = None,
+    sign_key: SignKey = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
@@ -57,6 +59,7 @@ def activate(
         typer.Option(help="A version label or sha256:<digest>; default: what is staged."),
     ] = None,
     expect_gen: ExpectGen = None,
+    sign_key: SignKey = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
@@ -88,6 +91,7 @@ def split(
         ),
     ],
     expect_gen: ExpectGen = None,
+    sign_key: SignKey = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
@@ -116,6 +120,7 @@ def delete(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     expect_gen: ExpectGen = None,
+    sign_key: SignKey = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:

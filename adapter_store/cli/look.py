@@ -83,6 +83,7 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
     """
     from adapter_store.layout import parse_ref
     from adapter_store.reader import Reader
+    from adapter_store.signing import key_ids
 
     name = reference.partition("@")[0]
     with next_steps():
@@ -104,6 +105,7 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
         "digest": version.vdig,
         "kind": found.kind.value,
         **standing_document(head),
+        "signed_by": list(key_ids(version)),
         "base": version.base,
         "config": dict(version.config),
         "files": [
@@ -120,6 +122,7 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
         tell(f"{'staged':15} {head.staged.label}  sha256:{head.staged.vdig}")
     if head.split:
         tell(f"{'split':15} {arms(head.split)}")
+    tell(f"{'signed by':15} {', '.join(key_ids(version)) or '-'}")
     tell(f"{'digest':15} sha256:{version.vdig}")
     tell(f"{'base':15} {version.base}")
     for key, value in version.config.items():
@@ -143,6 +146,7 @@ def history(
     """
     from adapter_store.layout import check_id
     from adapter_store.reader import Reader
+    from adapter_store.signing import key_ids
 
     with next_steps():
         settings, store = open_configured()
@@ -154,9 +158,16 @@ def history(
         out({"tenant": owner, "adapter": name, "records": documents})
         return
     table(
-        ("GENERATION", "KIND", "VERSION", "DIGEST", "BY", "AT"),
+        ("GENERATION", "KIND", "VERSION", "DIGEST", "BY", "AT", "SIGNED BY"),
         [
-            (record.gen, record.kind.value, *_about(record), record.actor, record.time)
+            (
+                record.gen,
+                record.kind.value,
+                *_about(record),
+                record.actor,
+                record.time,
+                ", ".join(key_ids(record)) or "-",
+            )
             for record in records
         ],
     )
@@ -206,6 +217,8 @@ def _note(record: Record) -> str:
 
 
 def _document(record: Record) -> dict[str, Any]:
+    from adapter_store.signing import key_ids
+
     active = record.active
     return {
         "adapter": record.adapter,
@@ -218,4 +231,5 @@ def _document(record: Record) -> dict[str, Any]:
         "bytes": active.bytes if active else 0,
         "actor": record.actor,
         "time": record.time,
+        "signed_by": list(key_ids(record)),
     }

@@ -19,6 +19,7 @@ from adapter_store.errors import (
     StoreRefused,
     StoreUnavailable,
     StoreUnfit,
+    Untrusted,
 )
 
 OK, OTHER, USAGE, NOT_FOUND, CONFLICT, INVALID, UNAVAILABLE, UNKNOWN = range(8)
@@ -43,6 +44,7 @@ _NEXT: Mapping[type[StoreError], str] = {
     InvalidName: "adapter-store --help",
     NotFound: "adapter-store ls",
     IntegrityError: "adapter-store verify --all",
+    Untrusted: "adapter-store verify --all",
     StoreUnavailable: "adapter-store check",
     StoreRefused: "adapter-store init",
     StoreUnfit: "adapter-store check",
@@ -51,6 +53,7 @@ _NEXT: Mapping[type[StoreError], str] = {
 _FALLBACK_HINTS: Mapping[type[StoreError], str] = {
     NotFound: "see what there is",
     IntegrityError: "see what else is damaged",
+    Untrusted: "see who signed what",
     InvalidAdapter: "mend the folder, then check it again",
     StoreUnavailable: "wait until the store answers again",
     StoreRefused: "mend the settings",

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapter_store.cli.console import Json, Tenant, out, size, tell
+from adapter_store.cli.keys import Trust
 from adapter_store.cli.look import Reference
 from adapter_store.cli.outcome import LocalFault, next_steps
 from adapter_store.cli.references import full_ref
+from adapter_store.cli.session import warn_once
 from adapter_store.cli.store import open_configured
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def pull(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an adapter folder that is there already.")
     ] = False,
+    trust: Trust = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
@@ -51,7 +54,7 @@ def pull(
     with next_steps():
         settings, store = open_configured()
         owner = check_id("tenant", tenant or settings.tenant)
-        reader = Reader(store)
+        reader = Reader(store, verifier=settings.open_verifier(warn_once()))
         found = reader.resolve(full_ref(store, owner, reference))
         files = reader.fetch(owner, found.version, adapter=found.adapter)
         card = load_base(store, found.version.base)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter_store.cli.console import Json, Tenant, say
+from adapter_store.cli.keys import SignKey
 from adapter_store.cli.outcome import next_steps
 from adapter_store.cli.published import ExpectGen
 from adapter_store.cli.rehearsal import rehearse
@@ -46,6 +47,7 @@ def push(
     base: Base = None,
     base_card: Card = None,
     expect_gen: ExpectGen = None,
+    sign_key: SignKey = None,
     rebase: Rebase = True,
     resume: Annotated[
         str | None,
@@ -109,6 +111,7 @@ def stage(
     base: Base = None,
     base_card: Card = None,
     expect_gen: ExpectGen = None,
+    sign_key: SignKey = None,
     rebase: Rebase = True,
     dry_run: DryRun = False,
     tenant: Tenant = None,

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 from adapter_store.cli.console import say
 from adapter_store.cli.interrupt import WatchedStore, interruptible
 from adapter_store.cli.outcome import Interrupted, next_steps
-from adapter_store.errors import Conflict, InvalidSetting, LockLost, NotFound, OutcomeUnknown
+from adapter_store.errors import (
+    Conflict,
+    InvalidSetting,
+    LockLost,
+    NotFound,
+    OutcomeUnknown,
+    Untrusted,
+)
 
 if TYPE_CHECKING:
     from adapter_store.commit import Publisher
@@ -81,19 +88,25 @@ def publishing(
 
     actor = f"{user()}@{socket.gethostname()}"
     lock, announcer = _coordination(settings, f"{actor} (process {os.getpid()})")
+    warn = warn_once()
     publisher = Publisher(
         watched,
         lock=lock,
         announcer=announcer,
+        signer=settings.open_signer(),
+        verifier=settings.open_verifier(warn),
         actor=actor,
-        warn=warn_once(),
+        warn=warn,
         new_txid=new_txid,
     )
     option = tenant_option(settings, tenant)
     history = f"adapter-store history {adapter}{option}"
+    reclaim = f"adapter-store reclaim {adapter}{option}"
     try:
         with (
-            next_steps({Conflict: history, LockLost: history, NotFound: history}),
+            next_steps(
+                {Conflict: history, LockLost: history, NotFound: history, Untrusted: reclaim}
+            ),
             interruptible(watched.stop),
         ):
             yield publisher

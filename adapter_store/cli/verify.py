@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapter_store.cli.console import Json, Tenant, complain, out, size, tell
+from adapter_store.cli.keys import Trust
 from adapter_store.cli.outcome import exit_code, next_steps
 from adapter_store.cli.references import full_ref
+from adapter_store.cli.session import warn_once
 from adapter_store.cli.store import open_configured
 from adapter_store.errors import IntegrityError, InvalidAdapter, InvalidName, NotFound, StoreError
 from adapter_store.layout import log_prefix
@@ -23,18 +25,21 @@ def verify(
         str | None, typer.Argument(help="name, name@version or name@sha256:<digest>.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every adapter of the tenant.")] = False,
+    trust: Trust = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
     """Fetch every chunk and check it: digests, structure, fit to its base, the log's hash chain.
 
-    A name stands for what the adapter serves now, staged and canary versions included.
+    A name stands for what the adapter serves now, staged and canary versions included. With a
+    trust file the signatures are checked too, and whoever is not trusted counts as damage.
 
     \b
     Examples:
       adapter-store verify pirate
       adapter-store verify pirate@v1
       adapter-store verify --all --json
+      adapter-store verify pirate --trust trust.toml
     """
     if everything == (reference is not None):
         raise InvalidName("name one adapter, or give --all", hint="adapter-store verify --all")
@@ -55,7 +60,9 @@ class _Verification:
 
         settings, self._store = open_configured()
         self._tenant = tenant or settings.tenant
-        self._reader = Reader(self._store)
+        verifier = settings.open_verifier(warn_once())
+        self._reader = Reader(self._store, verifier=verifier)
+        self._trusting = verifier is not None
         self._as_json = as_json
         self._verified: list[dict[str, Any]] = []
         self._failed: list[dict[str, str]] = []
@@ -96,6 +103,8 @@ class _Verification:
             self._fail(adapter, error)
 
     def _pass(self, found: Resolved, records: int) -> None:
+        from adapter_store.signing import key_ids
+
         version = found.version
         self._verified.append(
             {
@@ -106,13 +115,24 @@ class _Verification:
                 "bytes": version.bytes,
                 "chunks": sum(len(file.chunks) for file in version.files),
                 "records": records,
+                "signed_by": list(key_ids(version)),
+                "trusted": self._trusting,
             }
         )
         if not self._as_json:
             tell(
                 f"ok  {found.adapter}@{version.label}  generation {found.gen}  "
-                f"sha256:{version.vdig[:12]}  {size(version.bytes)}, log of {records}"
+                f"sha256:{version.vdig[:12]}  {size(version.bytes)}, log of {records}, "
+                f"{self._signed_by(found)}"
             )
+
+    def _signed_by(self, found: Resolved) -> str:
+        from adapter_store.signing import key_ids
+
+        keys = ", ".join(key_ids(found.version))
+        if not keys:
+            return "unsigned"
+        return f"signed by {keys}" + ("" if self._trusting else " (not checked)")
 
     def _fail(self, adapter: str, error: StoreError) -> None:
         self._worst = max(self._worst, exit_code(error))

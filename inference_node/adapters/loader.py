@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 
 from adapter_store.coordination import Hint
-from adapter_store.errors import IntegrityError, NotFound, StoreError
+from adapter_store.errors import IntegrityError, NotFound, StoreError, Untrusted
 from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
 from adapter_store.record import FileEntry, VersionRef
@@ -29,7 +29,7 @@ from inference_node.adapters.outcomes import as_node_error, is_permanent
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Entry, Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter, host_adapter
-from inference_node.errors import AdapterIncompatible, EngineFailure, NodeError, StaleNode
+from inference_node.errors import AdapterIncompatible, EngineFailure, NodeError
 from inference_node.kernels.lora import ModuleMap
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,18 @@ class Learned:
     target: Target | None
 
 
-LoaderEvent = Resolved | Unresolved | Prepared | Unprepared | Filled | Unfilled | Learned
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """What the name served up to `gen` is no longer trusted."""
+
+    tenant: str
+    adapter: str
+    gen: int
+
+
+LoaderEvent = (
+    Resolved | Unresolved | Prepared | Unprepared | Filled | Unfilled | Learned | Withdrawn
+)
 
 
 class Hints(Protocol):
@@ -194,11 +205,18 @@ class Loader:
         self._workers.submit(self._fill, staged, host)
 
     def look(self, tenant: str, adapter: str, known_gen: int) -> None:
-        """Read the log's head; posts Learned when it is above `known_gen`. May block.
+        """Read the newest record that counts; posts Learned when it is above `known_gen`.
 
-        Raises StoreError when the store cannot be read.
+        Posts Withdrawn when it is below: who was trusted for more no longer is. May block. Raises
+        StoreError when the store cannot be read.
         """
-        record = self._reader.head(tenant, adapter)
+        try:
+            record = self._reader.current(tenant, adapter)
+        except Untrusted:
+            self._post(Withdrawn(tenant, adapter, known_gen))
+            raise
+        if record.gen < known_gen:
+            self._post(Withdrawn(tenant, adapter, known_gen))
         if record.gen <= known_gen:
             return
         try:
@@ -215,13 +233,8 @@ class Loader:
 
     def _resolve(self, token: str, ref: AdapterRef, min_generation: int) -> None:
         try:
-            resolved = self._reader.resolve(ref)
-            if not ref.pinned and resolved.gen < min_generation:
-                raise StaleNode(
-                    f"{ref} is at generation {resolved.gen}, below {min_generation}",
-                    hint="ask again shortly, or check the generation",
-                    retry_after=1.0,
-                )
+            # What a reference pins is the same in every generation.
+            resolved = self._reader.resolve(ref, min_generation=0 if ref.pinned else min_generation)
             self._check_base(ref, resolved.version)
         except (StoreError, NodeError) as error:
             self._post(Unresolved(token, as_node_error(error, str(ref))))
@@ -371,6 +384,9 @@ class Watcher:
     def _look(self, name: tuple[str, str]) -> None:
         try:
             self._loader.look(*name, self._names.get(name, 0))
+        except Untrusted as error:
+            # Said once by the reader that refused it.
+            log.debug("nothing of %s is trusted: %s", name, error)
         except IntegrityError as error:
             log.warning("the log of %s is damaged, what is resident keeps serving: %s", name, error)
         except StoreError as error:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from adapter_store.errors import (
+    Behind,
     Incompatible,
     IntegrityError,
     InvalidAdapter,
     InvalidName,
     NotFound,
     StoreError,
+    Untrusted,
 )
 from inference_node.errors import (
     AdapterCorrupt,
     AdapterIncompatible,
     AdapterNotFound,
+    AdapterUntrusted,
     InvalidRequest,
     NodeError,
+    StaleNode,
     StoreDown,
 )
 
@@ -46,11 +50,18 @@ def _translate(error: StoreError, what: str) -> NodeError:
             )
         case Incompatible():
             return AdapterIncompatible(f"{what}: {error}", hint=error.hint)
+        case Untrusted():
+            return AdapterUntrusted(
+                f"{what}: {error}",
+                hint="publish it with a key that this node's trust file names",
+            )
         case InvalidAdapter() | IntegrityError():
             return AdapterCorrupt(
                 f"{what}: {error}",
                 hint="publish it again; the last good version keeps serving",
             )
+        case Behind():
+            return StaleNode(str(error), hint=error.hint, retry_after=STORE_RETRY_SECONDS)
         case _:
             return StoreDown(
                 f"{what} is not on this node and the store does not answer",

@@ -24,6 +24,7 @@ _BY_REASON = {
     node.StaleNode.reason: CONDITION,
     node.RequestInFlight.reason: CONDITION,
     node.AdapterCorrupt.reason: DAMAGED,
+    node.AdapterUntrusted.reason: DAMAGED,
     node.StoreDown.reason: UNREACHABLE,
     node.Draining.reason: UNREACHABLE,
     node.BaseModelUnavailable.reason: UNREACHABLE,

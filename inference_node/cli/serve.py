@@ -83,16 +83,24 @@ def run(settings: NodeSettings) -> None:
 
 
 def _reader(store: ObjectStore, settings: NodeSettings, store_settings: StoreSettings) -> Reader:
+    import logging
+
     from adapter_store.cache import ContentCache
     from adapter_store.reader import Reader
     from inference_node.cli.settings import MIB
 
+    log = logging.getLogger("inference_node.store")
     cache = None
     if settings.cache_mb:
         cache = ContentCache(
             store_settings.cache_dir / "chunks", budget_bytes=settings.cache_mb * MIB
         )
-    return Reader(store, cache=cache)
+    return Reader(
+        store,
+        cache=cache,
+        verifier=store_settings.open_verifier(log.warning),
+        on_refused=lambda error: log.warning("a record is refused: %s", error),
+    )
 
 
 def _meet(store: ObjectStore, card: BaseCard) -> None:
@@ -130,4 +138,5 @@ def _banner(info: ModelInfo, address: str, store: StoreSettings) -> None:
     say(f"store     {store.s3_endpoint or 'AWS'}, bucket {store.s3_bucket}")
     hints = "on" if store.redis_url else "none configured: the store is polled"
     say(f"hints     {hints}")
+    say(f"trust     {store.trust_file or 'no trust file: signatures are not checked'}")
     say(f"ready     {address} (gRPC: lorapool.v1, health, reflection)")

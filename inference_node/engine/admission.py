@@ -25,6 +25,7 @@ from inference_node.adapters.loader import (
     Unprepared,
     Unresolved,
     Watcher,
+    Withdrawn,
 )
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Entry, SlotTable, VersionKey
@@ -140,6 +141,8 @@ class Admission:
                 self._give_up(staged.key, error)
             case Learned():
                 self._on_learned(event)
+            case Withdrawn():
+                self._on_withdrawn(event)
 
     def check_integrity(self) -> None:
         self._slots.check_integrity()
@@ -274,7 +277,15 @@ class Admission:
         else:
             self._adopt(news.target)
 
-    def _serve_no_older(self, news: Learned) -> None:
+    def _on_withdrawn(self, news: Withdrawn) -> None:
+        """Requests that hold the version finish with it; new ones ask what is trusted now."""
+        self._serve_no_older(news)
+        current = self._slots.serving(news.tenant, news.adapter)
+        if current is not None and current.gen <= news.gen:
+            self._slots.forget(news.tenant, news.adapter)
+            self._watch_names()
+
+    def _serve_no_older(self, news: Learned | Withdrawn) -> None:
         """What was on its way to its name when the adapter was deleted must not revive it."""
         name = (news.tenant, news.adapter)
         for wanted in self._wanted.values():

@@ -25,6 +25,7 @@ CODES: dict[type[errors.NodeError], grpc.StatusCode] = {
     errors.RequestInFlight: grpc.StatusCode.ALREADY_EXISTS,
     errors.AdapterNotFound: grpc.StatusCode.NOT_FOUND,
     errors.AdapterIncompatible: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AdapterUntrusted: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StaleNode: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnsupportedModel: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AdapterCorrupt: grpc.StatusCode.DATA_LOSS,

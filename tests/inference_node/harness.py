@@ -148,9 +148,15 @@ class Node:
         self.engine.stop()
 
 
-def start_node(config: EngineConfig, store: ObjectStore, *, hints: Hints | None = None) -> Node:
+def start_node(
+    config: EngineConfig,
+    store: ObjectStore,
+    *,
+    hints: Hints | None = None,
+    reader: Reader | None = None,
+) -> Node:
     """A running engine, its base card registered in the store."""
-    engine = build_engine(config, reader=Reader(store), hints=hints)
+    engine = build_engine(config, reader=reader or Reader(store), hints=hints)
     register_base(store, engine.card)
     engine.start()
     warnings: list[str] = []

@@ -51,8 +51,9 @@ def bare_shell(
     """No setting at all, in a folder where nothing runs."""
     for variable in [name for name in os.environ if name.startswith("LORAPOOL_")]:
         monkeypatch.delenv(variable)
-    # So that what --debug sets is taken back.
-    monkeypatch.setenv("LORAPOOL_DEBUG", "")
+    # So that what --debug, --sign-key and --trust set is taken back.
+    for variable in ("LORAPOOL_DEBUG", "LORAPOOL_SIGN_KEY_FILE", "LORAPOOL_TRUST_FILE"):
+        monkeypatch.setenv(variable, "")
     monkeypatch.chdir(folder)
     return Shell(monkeypatch, capsys)
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from adapter_store.errors import (
+    Behind,
     IntegrityError,
     NotFound,
     StoreUnavailable,
@@ -57,7 +58,7 @@ class ScriptedStore:
     """Stands in for the Reader: serves what it is given, raises what it is told, counts."""
 
     def __init__(self) -> None:
-        self.current: dict[str, tuple[int, VersionRef | None]] = {}
+        self.served: dict[str, tuple[int, VersionRef | None]] = {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.failures: list[Exception] = []
         self.fetched: list[str] = []
@@ -71,17 +72,19 @@ class ScriptedStore:
         files = self.files[vdig] = adapter_files(rank, seed=seed)
         entries = tuple(FileEntry(n, len(b), sha256(b).hexdigest(), ()) for n, b in files.items())
         version = VersionRef(f"v{gen}", vdig, BASE, config, entries)
-        self.current[name] = (gen, version)
+        self.served[name] = (gen, version)
         return version
 
-    def head(self, tenant: str, adapter: str) -> Record:
+    def current(self, tenant: str, adapter: str) -> Record:
         self._fail()
-        gen, version = self.current[adapter]
+        gen, version = self.served[adapter]
         return cast(Record, SimpleNamespace(gen=gen, active=version))
 
-    def resolve(self, ref: AdapterRef, *, refresh: bool = True) -> Found:
+    def resolve(self, ref: AdapterRef, *, refresh: bool = True, min_generation: int = 0) -> Found:
         self._fail()
-        gen, version = self.current.get(ref.adapter, (0, None))
+        gen, version = self.served.get(ref.adapter, (0, None))
+        if gen < min_generation:
+            raise Behind(f"{ref} is at generation {gen}, below {min_generation}")
         if version is None:
             raise NotFound(f"{ref.adapter} serves nothing")
         return Found(ref.tenant, ref.adapter, gen, RecordKind.PUBLISH, version)
@@ -191,7 +194,7 @@ def test_a_pinned_reference_does_not_heed_the_generation_asked_for(desk: Desk) -
 
 def test_a_version_for_another_base_is_refused_before_anything_is_fetched(desk: Desk) -> None:
     version = replace(desk.store.publish("anna", 1), base="0ther" * 8)
-    desk.store.current["anna"] = (1, version)
+    desk.store.served["anna"] = (1, version)
     error = desk.unresolved(REF)
     assert isinstance(error, AdapterIncompatible)
     assert error.details == {"adapter_base": version.base, "node_base": BASE}
@@ -388,6 +391,6 @@ def test_looking_at_a_log_posts_only_what_is_new(desk: Desk) -> None:
 
 
 def test_looking_at_a_log_that_serves_nothing_any_more_posts_a_tombstone(desk: Desk) -> None:
-    desk.store.current["anna"] = (4, None)
+    desk.store.served["anna"] = (4, None)
     desk.loader.look("t", "anna", 3)
     assert desk.next() == Learned("t", "anna", 4, None)
