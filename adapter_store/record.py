@@ -148,6 +148,7 @@ class Record:
     def encode(self) -> bytes:
         """Canonical JSON. Raises IntegrityError for what nobody would read: see `decode_record`."""
         _check_names(self)
+        _check_shape(self)
         value = _plain(asdict(self))
         value["kind"] = self.kind.value
         body = canonical_json(value)
@@ -203,7 +204,6 @@ def decode_record(body: bytes) -> Record:
         _check_types(record)
         if record.encode() != body:
             raise IntegrityError("record is not in canonical form")
-        _check_shape(record)
         for version in record.contents():
             if _digest_of(version) != version.vdig:
                 raise IntegrityError(f"version {version.label!r} does not match its digest")
