@@ -308,12 +308,10 @@ def _check_shape(record: Record) -> None:
     arms = record.split
     if record.kind is RecordKind.TOMBSTONE and record.contents():
         raise IntegrityError("a tombstone names content")
-    if arms and not 2 <= len(arms) <= MAX_ARMS:
-        raise IntegrityError(f"a split has {len(arms)} arms, not 2 to {MAX_ARMS}")
+    if arms and not 2 <= len({arm.version.vdig for arm in arms}) == len(arms) <= MAX_ARMS:
+        raise IntegrityError(f"a split is not over 2 to {MAX_ARMS} different versions")
     if not all(1 <= arm.weight <= MAX_WEIGHT for arm in arms):
         raise IntegrityError(f"a weight of a split is not from 1 to {MAX_WEIGHT}")
-    if len({arm.version.vdig for arm in arms}) != len(arms):
-        raise IntegrityError("two arms of a split are the same content")
 
 
 def _present(version: VersionRef | None) -> VersionRef:

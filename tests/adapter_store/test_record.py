@@ -261,11 +261,11 @@ def arms(*weights: int) -> tuple[SplitArm, ...]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"split": arms(1)}, "1 arms"),
-        ({"split": arms(*range(1, MAX_ARMS + 2))}, "9 arms"),
+        ({"split": arms(1)}, "different"),
+        ({"split": arms(*range(1, MAX_ARMS + 2))}, "different"),
         ({"split": arms(1, 0)}, "weight"),
         ({"split": arms(1, MAX_WEIGHT + 1)}, "weight"),
-        ({"split": arms(1) * 2}, "same content"),
+        ({"split": arms(1) * 2}, "different"),
         ({"kind": RecordKind.TOMBSTONE}, "tombstone"),
         ({"kind": RecordKind.TOMBSTONE, "active": None, "split": arms(1, 2)}, "tombstone"),
     ],
