@@ -19,8 +19,9 @@ import secrets
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
@@ -192,15 +193,28 @@ class Roots:
         return self._chunks_in[entry.key]
 
 
-def logs_of(store: ObjectStore, tenant: str) -> Iterator[list[LogEntry]]:
-    """Every adapter's stored records, the newest first; one listing of them all.
+def logs_of(
+    store: ObjectStore,
+    tenant: str,
+    *,
+    adapter: str = "",
+    stray: Callable[[str], None] = lambda key: None,
+) -> Iterator[list[LogEntry]]:
+    """Every adapter's stored records (or one's), newest first; one listing of them all.
 
-    Its order among adapters is the store's own. Objects that are no records are passed over.
+    Its order among adapters is the store's own. `stray` is told the keys that are no record's.
     """
     prefix = layout.adapters_prefix(tenant)
-    entries = (_log_entry(prefix, head) for head in listed(store, prefix))
-    found = (entry for entry in entries if entry is not None)
-    for _, log in groupby(found, key=lambda entry: entry.adapter):
+
+    def entries() -> Iterator[LogEntry]:
+        for head in listed(store, layout.log_prefix(tenant, adapter) if adapter else prefix):
+            entry = _log_entry(prefix, head)
+            if entry is not None:
+                yield entry
+            else:
+                stray(head.key)
+
+    for _, log in groupby(entries(), key=lambda entry: entry.adapter):
         yield sorted(log, key=lambda entry: -entry.gen)
 
 
@@ -242,12 +256,25 @@ def stored_plans(store: ObjectStore, tenant: str) -> dict[str, Plan]:
 def in_parallel(
     act: Callable[[_Given], _T], items: Iterable[_Given], parallel: int
 ) -> Iterator[_T]:
-    """`act` on every item, results in order; with `parallel` 1 in the caller's own thread."""
+    """`act` on every item, results in order; with `parallel` 1 in the caller's own thread.
+
+    Items are taken a few ahead of the results and no more, however many there are.
+    """
     if parallel < 2:
         yield from map(act, items)
         return
     with ThreadPoolExecutor(parallel, "collect") as pool:
-        yield from pool.map(act, items)
+        under_way: deque[Future[_T]] = deque()
+        try:
+            for item in items:
+                under_way.append(pool.submit(act, item))
+                if len(under_way) >= parallel * 4:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
 
 
 def _keys_of(record: Record) -> tuple[str, ...]:
