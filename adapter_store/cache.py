@@ -13,6 +13,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,17 @@ class _Entry:
 class ContentCache:
     """At most about `budget_bytes` of content in `folder`, least recently used dropped first."""
 
-    def __init__(self, folder: Path, *, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        budget_bytes: int,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """`warn` is told once when the disk takes nothing, and again after it took something."""
         self._folder = folder
+        self._warn = warn
+        self._failing = False
         self._budget = budget_bytes
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(CacheStats.__dataclass_fields__, 0)
@@ -85,11 +95,15 @@ class ContentCache:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             self._count("failed_writes")
+            if not self._failing:
+                self._failing = True
+                self._warn(f"the cache in {self._folder} keeps nothing: {error.strerror}")
             return False
+        self._failing = False
         with self._lock:
             self._held_bytes += len(body)
             if self._held_bytes > self._budget:

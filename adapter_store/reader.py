@@ -3,29 +3,26 @@
 The read rule: from generation N, which this reader knows, the next record is at N+1 or N is
 current. One GET answers, no listing. A reader that knows nothing lists the log, newest first,
 and starts there. What a reader knows only rises, and each step up is checked against the hash of
-the record below it.
+the record below it. With a verifier only what a trusted key signed counts (log.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from adapter_store import layout
 from adapter_store.cache import ContentCache
 from adapter_store.canary import choose_arm
 from adapter_store.errors import Behind, IntegrityError, NotFound, Untrusted
+from adapter_store.fetch import FETCH_THREADS, Fetcher
 from adapter_store.layout import AdapterRef
 from adapter_store.log import Known, Log, Seen, check_plan
 from adapter_store.objects import ObjectStore
 from adapter_store.record import (
-    Chunk,
-    FileEntry,
     Record,
     RecordKind,
     VersionRef,
@@ -33,7 +30,6 @@ from adapter_store.record import (
 from adapter_store.signing import Verifier
 
 _REMEMBERED_RECORDS = 1024
-FETCH_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +62,10 @@ class Reader:
         record that is not.
         """
         self._store = store
-        self._cache = cache
         self._verifier = verifier
         self._on_refused = on_refused
         self._clock = clock
-        self._parallel = parallel
+        self._fetcher = Fetcher(store, cache=cache, parallel=parallel)
         self._log = Log(store, verifier, refused=self._note_refused)
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], Known] = {}
@@ -228,12 +223,10 @@ class Reader:
         still needs this very version. Raises StoreUnavailable and StoreRefused.
         """
         check_plan(tenant, version)
-        chunks = [chunk for file in version.files for chunk in file.chunks]
         try:
-            bodies = dict(zip(chunks, self._fetch_all(chunks), strict=True))
+            return self._fetcher.fetch(version)
         except NotFound as error:
             raise self._gone(tenant, adapter, version) from error
-        return {file.name: _assemble(file, bodies) for file in version.files}
 
     def _recall(self, tenant: str, adapter: str) -> Known | None:
         with self._lock:
@@ -310,35 +303,6 @@ class Reader:
             version = choose_arm(record, affinity)
         return None if version is None else _resolved(record, version)
 
-    def _fetch_all(self, chunks: list[Chunk]) -> list[bytes]:
-        threads = min(self._parallel, len(chunks))
-        if threads < 2:
-            return [self._chunk(chunk) for chunk in chunks]
-        with ThreadPoolExecutor(threads, "fetch") as pool:
-            return list(pool.map(self._chunk, chunks))
-
-    def _chunk(self, chunk: Chunk) -> bytes:
-        cached = self._cache.get(chunk.sha256) if self._cache else None
-        if cached is not None:
-            return cached
-        body = self._verified(chunk) or self._verified(chunk)
-        if body is None:
-            raise IntegrityError(
-                f"chunk {chunk.sha256} comes back damaged",
-                hint="publish this version again; its stored bytes are not what was sent",
-            )
-        if self._cache:
-            self._cache.put(chunk.sha256, body)
-        return body
-
-    def _verified(self, chunk: Chunk) -> bytes | None:
-        try:
-            body = self._store.get(chunk.key)
-        except IntegrityError:
-            return None
-        intact = len(body) == chunk.length and hashlib.sha256(body).hexdigest() == chunk.sha256
-        return body if intact else None
-
     def _gone(self, tenant: str, adapter: str, version: VersionRef) -> NotFound | IntegrityError:
         if adapter:
             current = self.head(tenant, adapter)
@@ -399,12 +363,3 @@ def _no_version(record: Record, ref: AdapterRef) -> NotFound:
         f"{ref.adapter} was deleted, generation {record.gen} serves nothing",
         hint="publish it again, or roll back to a version of it",
     )
-
-
-def _assemble(file: FileEntry, bodies: dict[Chunk, bytes]) -> bytes:
-    if len(file.chunks) == 1 and file.chunks[0].sha256 == file.sha256:
-        return bodies[file.chunks[0]]
-    body = b"".join(bodies[chunk] for chunk in file.chunks)
-    if hashlib.sha256(body).hexdigest() != file.sha256:
-        raise IntegrityError(f"the chunks of {file.name!r} do not make up the file")
-    return body

@@ -93,7 +93,9 @@ def _reader(store: ObjectStore, settings: NodeSettings, store_settings: StoreSet
     cache = None
     if settings.cache_mb:
         cache = ContentCache(
-            store_settings.cache_dir / "chunks", budget_bytes=settings.cache_mb * MIB
+            store_settings.cache_dir / "chunks",
+            budget_bytes=settings.cache_mb * MIB,
+            warn=log.warning,
         )
     return Reader(
         store,

@@ -1,0 +1,71 @@
+"""The bytes of a version: chunks from the cache or the store, each hashed, put together."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+from adapter_store.cache import ContentCache
+from adapter_store.errors import IntegrityError
+from adapter_store.objects import ObjectStore
+from adapter_store.record import Chunk, FileEntry, VersionRef
+
+FETCH_THREADS = 4
+
+
+class Fetcher:
+    """Fetches whole versions; safe for several threads."""
+
+    def __init__(self, store: ObjectStore, *, cache: ContentCache | None, parallel: int) -> None:
+        """`parallel` chunks are asked for at once; 1 needs no thread but the caller's."""
+        self._store = store
+        self._cache = cache
+        self._parallel = parallel
+
+    def fetch(self, version: VersionRef) -> dict[str, bytes]:
+        """Every file by name; the caller has checked the plan of its chunks.
+
+        Raises IntegrityError for a chunk that comes damaged twice, NotFound for one that is gone,
+        StoreUnavailable, StoreRefused.
+        """
+        chunks = [chunk for file in version.files for chunk in file.chunks]
+        bodies = dict(zip(chunks, self._fetch_all(chunks), strict=True))
+        return {file.name: _assemble(file, bodies) for file in version.files}
+
+    def _fetch_all(self, chunks: list[Chunk]) -> list[bytes]:
+        threads = min(self._parallel, len(chunks))
+        if threads < 2:
+            return [self._chunk(chunk) for chunk in chunks]
+        with ThreadPoolExecutor(threads, "fetch") as pool:
+            return list(pool.map(self._chunk, chunks))
+
+    def _chunk(self, chunk: Chunk) -> bytes:
+        cached = self._cache.get(chunk.sha256) if self._cache else None
+        if cached is not None:
+            return cached
+        body = self._verified(chunk) or self._verified(chunk)
+        if body is None:
+            raise IntegrityError(
+                f"chunk {chunk.sha256} comes back damaged",
+                hint="publish this version again; its stored bytes are not what was sent",
+            )
+        if self._cache:
+            self._cache.put(chunk.sha256, body)
+        return body
+
+    def _verified(self, chunk: Chunk) -> bytes | None:
+        try:
+            body = self._store.get(chunk.key)
+        except IntegrityError:
+            return None
+        intact = len(body) == chunk.length and hashlib.sha256(body).hexdigest() == chunk.sha256
+        return body if intact else None
+
+
+def _assemble(file: FileEntry, bodies: dict[Chunk, bytes]) -> bytes:
+    if len(file.chunks) == 1 and file.chunks[0].sha256 == file.sha256:
+        return bodies[file.chunks[0]]
+    body = b"".join(bodies[chunk] for chunk in file.chunks)
+    if hashlib.sha256(body).hexdigest() != file.sha256:
+        raise IntegrityError(f"the chunks of {file.name!r} do not make up the file")
+    return body
