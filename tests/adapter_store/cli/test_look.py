@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from adapter_store.layout import log_key
 from adapter_store.reader import Reader
-from adapter_store.record import RecordKind
+from adapter_store.record import RecordKind, canonical_json
 from adapter_store.s3 import S3Store
 from tests.adapter_store.cli.shell import Shell
 from tests.adapter_store.publishing import append, tombstone
@@ -105,14 +106,17 @@ def test_history_is_newest_first_and_can_be_cut(
 
 
 def test_what_others_wrote_cannot_steer_the_terminal(shell: Shell, s3_store: S3Store) -> None:
+    """A record with control characters is damaged, and what is said of it carries none along."""
     shell.ok("push", "one", "--name", "pirate")
-    append(s3_store, actor="eve\x1b[2J\nroot@", time="\x9b1m")
-    out = shell.ok("history", "pirate").out
-    assert "\x1b" not in out
-    assert "\x9b" not in out
-    assert len(out.splitlines()) == 3
-    told = shell.ok("history", "pirate", "--json").document("history")
-    assert told["records"][0]["actor"] == "eve\x1b[2J\nroot@"
+    append(s3_store, actor="eve")
+    key = log_key("default", "pirate", 2)
+    hostile = json.loads(s3_store.get(key)) | {"actor": "eve\x1b[2J\nroot@", "time": "\x9b1m"}
+    damage(s3_store, key, canonical_json(hostile))
+    for command in (("history", "pirate"), ("ls",), ("show", "pirate")):
+        ran = shell.run(*command)
+        assert (ran.code, ran.out) == (0 if command == ("ls",) else 5, "")
+        assert "printable" in ran.err
+        assert not {"\x1b", "\x9b"} & set(ran.said)
 
 
 def test_an_adapter_that_was_taken_away_serves_nothing(shell: Shell, s3_store: S3Store) -> None:
