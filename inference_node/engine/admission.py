@@ -80,6 +80,8 @@ class Admission:
         self._max_staleness = max_staleness
         self._resolving: dict[str, Sequence] = {}
         self._wanted: dict[VersionKey, _Wanted] = {}
+        self._reached: dict[tuple[str, str], int] = {}
+        """The generation that each name has served, or was deleted at: nothing older serves it."""
 
     def begin(self, sequence: Sequence) -> None:
         """Take charge of a request until it is ready or failed."""
@@ -229,7 +231,7 @@ class Admission:
             host = wanted.host
             if host is None:
                 continue
-            if not wanted.waiters and not wanted.names:
+            if not wanted.waiters and not any(map(self._is_news, wanted.names)):
                 del self._wanted[key]
                 continue
             if not self._slots.can_make_room(host.pages):
@@ -251,9 +253,14 @@ class Admission:
 
     def _serve(self, entry: Entry) -> None:
         current = self._slots.serving(entry.tenant, entry.adapter)
-        if current is None or current.gen < entry.gen:
+        if self._is_news(entry) and (current is None or current.gen < entry.gen):
             self._slots.serve(entry)
+            self._reached[entry.tenant, entry.adapter] = entry.gen
             self._watch_names()
+
+    def _is_news(self, entry: Entry) -> bool:
+        """Whether its name has not gone past it while it was loading."""
+        return entry.gen >= self._reached.get((entry.tenant, entry.adapter), 0)
 
     def _give_up(self, key: VersionKey, error: NodeError) -> None:
         """The version cannot be had: its requests fail, names keep serving what they serve."""
@@ -266,27 +273,21 @@ class Admission:
             self._fail(sequence, error)
 
     def _on_learned(self, news: Learned) -> None:
+        name = (news.tenant, news.adapter)
         if news.target is None:
-            self._serve_no_older(news)
-        current = self._slots.serving(news.tenant, news.adapter)
+            # What is on its way to the name must not revive it.
+            self._reached[name] = max(news.gen, self._reached.get(name, 0))
+        current = self._slots.serving(*name)
         if current is None or current.gen >= news.gen:
             return
         if news.target is None:
-            self._slots.forget(news.tenant, news.adapter)
+            self._slots.forget(*name)
             self._watch_names()
         else:
             self._adopt(news.target)
 
     def _on_withdrawn(self, news: Withdrawn) -> None:
         """Requests that hold the version finish with it; new ones ask what is trusted now."""
-        self._serve_no_older(news)
-        current = self._slots.serving(news.tenant, news.adapter)
-        if current is not None and current.gen <= news.gen:
-            self._slots.forget(news.tenant, news.adapter)
-            self._watch_names()
-
-    def _serve_no_older(self, news: Learned | Withdrawn) -> None:
-        """What was on its way to its name when the adapter was deleted must not revive it."""
         name = (news.tenant, news.adapter)
         for wanted in self._wanted.values():
             wanted.names = [
@@ -294,6 +295,12 @@ class Admission:
                 for entry in wanted.names
                 if (entry.tenant, entry.adapter) != name or entry.gen > news.gen
             ]
+        # What is trusted now may be older.
+        self._reached.pop(name, None)
+        current = self._slots.serving(*name)
+        if current is not None and current.gen <= news.gen:
+            self._slots.forget(*name)
+            self._watch_names()
 
     def _watch_names(self) -> None:
         """Tell the watcher what is served; evictions may have ended some of it."""

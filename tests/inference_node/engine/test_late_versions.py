@@ -1,0 +1,113 @@
+"""A version that comes late, because it loaded slowly, never takes a name back in time."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from adapter_store.record import VersionRef
+from inference_node.adapters.loader import Filled, Learned, Prepared, Resolved, Target
+from inference_node.adapters.slots import Entry, PageAllocator, Resident, SlotTable, VersionKey
+from inference_node.engine.admission import Admission
+from inference_node.engine.sequence import Sequence
+from inference_node.request import Request
+
+OLD, NEW = VersionKey("t", "old"), VersionKey("t", "new")
+HOST = cast(Any, SimpleNamespace(pages=(1,), scale=1.0))
+
+
+def target(key: VersionKey, gen: int) -> Target:
+    version = VersionRef(f"v{gen}", key.vdig, "", {}, ())
+    return Target(Entry("t", "a", f"v{gen}", gen, key), version)
+
+
+class Desk:
+    """An admission whose loader does nothing by itself: the test says what comes, and when."""
+
+    def __init__(self) -> None:
+        self.slots = SlotTable(PageAllocator([4]))
+        self.staged: list[Resident] = []
+        loader = SimpleNamespace(
+            resolve=lambda *args: None,
+            prepare=lambda target: None,
+            settled=lambda key: None,
+            fill=lambda staged, host: self.staged.append(staged),
+        )
+        watcher = SimpleNamespace(
+            watch=list, note_checked=lambda *name: None, checked_at=lambda *name: None
+        )
+        self.admission = Admission(
+            self.slots,
+            cast(Any, SimpleNamespace(claim=lambda staged: None)),
+            cast(Any, loader),
+            cast(Any, watcher),
+            ready=lambda sequence: None,
+            fail=lambda sequence, error: None,
+            clock=lambda: 0.0,
+            max_staleness=0.0,
+        )
+
+    def ask(self, token: str) -> Sequence:
+        request = Request(request_id=token, tenant="t", adapter="a", prompt=(1,))
+        unused = cast(Any, None)
+        sequence = Sequence(request, lambda event: None, 0.0, 0, 0, unused, unused)
+        self.admission.begin(sequence)
+        return sequence
+
+    def load(self, key: VersionKey) -> None:
+        self.admission.on_event(Prepared(key, HOST))
+        self.admission.on_event(Filled(self.staged.pop()))
+
+    def served_gen(self) -> int | None:
+        entry = self.slots.serving("t", "a")
+        return entry.gen if entry else None
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """Generation 2 is served; 3 is loading; 4, a rollback to what 2 was, is evicted again."""
+    desk = Desk()
+    asked = desk.ask("first")
+    desk.admission.on_event(Resolved("first", target(OLD, 2)))
+    desk.load(OLD)
+    desk.admission.release(asked)
+    desk.admission.on_event(Learned("t", "a", 3, target(NEW, 3)))
+    desk.admission.on_event(Learned("t", "a", 4, target(OLD, 4)))
+    assert desk.served_gen() == 4
+    desk.slots.drain(OLD)
+    assert desk.served_gen() is None
+    return desk
+
+
+def test_an_older_version_that_finishes_loading_after_an_eviction_is_not_served(
+    desk: Desk,
+) -> None:
+    waiting = desk.ask("pins nothing")
+    desk.admission.on_event(Prepared(NEW, HOST))
+    assert desk.staged == [], "nobody waits for it any more"
+    assert desk.served_gen() is None
+    desk.admission.on_event(Resolved("pins nothing", target(OLD, 4)))
+    desk.load(OLD)
+    assert desk.served_gen() == 4
+    assert waiting.entry is not None
+    assert waiting.entry.gen == 4
+
+
+def test_an_answer_of_the_store_that_was_overtaken_does_not_take_the_name_back(
+    desk: Desk,
+) -> None:
+    slow = desk.ask("slow")
+    desk.admission.on_event(Resolved("slow", target(NEW, 3)))
+    desk.load(NEW)
+    assert desk.served_gen() is None
+    assert slow.lease is not None, "the request itself gets what the store said when it asked"
+
+
+def test_an_answer_from_before_a_deletion_does_not_revive_the_name(desk: Desk) -> None:
+    desk.ask("slow")
+    desk.admission.on_event(Learned("t", "a", 5, None))
+    desk.admission.on_event(Resolved("slow", target(OLD, 4)))
+    desk.load(OLD)
+    assert desk.served_gen() is None
