@@ -17,6 +17,7 @@ from typing import Protocol
 from adapter_store import layout
 from adapter_store.errors import (
     AlreadyExists,
+    Conflict,
     IntegrityError,
     NotFound,
     OutcomeUnknown,
@@ -195,12 +196,21 @@ class Uploader:
         self._before_write()
         put_once(self._store, key, body, sleep=self._sleep)
         if not holds(self._store, key, chunk):
-            raise IntegrityError(
-                f"chunk {chunk.sha256} did not read back as it was sent; nothing was committed",
-                hint="publish again; if it happens twice, check the store",
-            )
+            raise self._unheld(key, chunk)
         self._placed(chunk, sent=True)
         return key
+
+    def _unheld(self, key: str, chunk: Chunk) -> Conflict | IntegrityError:
+        """Why a chunk that was sent is not there as sent."""
+        if key not in self._store.list(key).keys:
+            return Conflict(
+                "a collector cleared this publish away: it stood still for too long",
+                hint="publish again",
+            )
+        return IntegrityError(
+            f"chunk {chunk.sha256} did not read back as it was sent; nothing was committed",
+            hint="publish again; if it happens twice, check the store",
+        )
 
     def _placed(self, chunk: Chunk, *, sent: bool) -> None:
         first, *others = self._uses[chunk.sha256]
