@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 
@@ -38,6 +39,15 @@ class ListPage:
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(head.key for head in self.heads)
+
+
+class Damage(Enum):
+    """Ways in which what arrives is not what was sent."""
+
+    WRONG_SHA256 = "a body that does not match its sha256"
+    WRONG_MD5 = "a body that does not match its Content-MD5"
+    FLIPPED_BYTE = "a byte that changed on the way"
+    TRUNCATED = "a body that ends before its Content-Length"
 
 
 class ObjectStore(Protocol):

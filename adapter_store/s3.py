@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
+import io
 import random
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -51,9 +53,10 @@ from adapter_store.errors import (
     StoreUnfit,
 )
 from adapter_store.layout import CHUNK_BYTES
-from adapter_store.objects import ListPage, ObjectHead
+from adapter_store.objects import Damage, ListPage, ObjectHead
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ListObjectsV2RequestTypeDef
 
@@ -61,6 +64,7 @@ CONFLICT_TRIES = 6
 _FOREIGN = (ClientError, BotoCoreError, ResponseParserError)
 _NEVER_SENT = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError)
 _MISUSED = (NoCredentialsError, PartialCredentialsError, ParamValidationError)
+_MISMATCHED = {"SignatureDoesNotMatch", "XAmzContentSHA256Mismatch", "BadDigest"}
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "RequestTimeout"}
 
 
@@ -175,17 +179,53 @@ class S3Store:
         except (BotoCoreError, ResponseParserError) as error:
             raise self._translated(error, self.bucket) from error
 
-    def accepts_damaged(self, key: str) -> bool:
-        """Whether the store takes a body that does not match the sha256 sent with it."""
+    def accepts_damaged(self, key: str, damage: Damage) -> bool:
+        """Whether the store takes a body other than the one announced."""
+        sent, arrived = b"what was sent " * 512, b"what arrived  " * 512
+        request: dict[str, Any] = {"ChecksumSHA256": _base64_sha256(sent)}
+        altered: bytes | _Breaks = sent
+        if damage is Damage.WRONG_SHA256:
+            altered, sent = arrived, arrived
+        elif damage is Damage.WRONG_MD5:
+            request = {"ContentMD5": _base64_md5(arrived)}
+        elif damage is Damage.FLIPPED_BYTE:
+            altered = arrived
+        else:
+            altered = _Breaks(sent[:-1])
         try:
-            self._put(key, b"what arrived", _base64_sha256(b"what was sent"))
+            with self._altered(key, altered):
+                self._writer.put_object(
+                    Bucket=self.bucket, Key=key, Body=sent, IfNoneMatch="*", **request
+                )
         except ClientError as error:
-            if _status(error) == 400:
+            if _status(error) == 400 or _code(error) in _MISMATCHED:
                 return False
             raise self._translated(error, key) from error
         except (BotoCoreError, ResponseParserError) as error:
+            if damage is Damage.TRUNCATED and not isinstance(error, _NEVER_SENT + _MISUSED):
+                return False
             raise self._translated(error, key) from error
         return True
+
+    def put_unheard(self, key: str, body: bytes) -> None:
+        """Send a conditional PUT whole and hang up before it is answered."""
+        with self._altered(key, _Breaks(body)), contextlib.suppress(BotoCoreError, ClientError):
+            self._put(key, body, _base64_sha256(body))
+
+    @contextlib.contextmanager
+    def _altered(self, key: str, body: bytes | _Breaks) -> Iterator[None]:
+        """What goes out in place of the body of a PUT of `key`, signed and summed as it was."""
+
+        def alter(request: AWSPreparedRequest, **_: object) -> None:
+            if request.url.endswith(key):
+                request.body = body
+
+        events, name = self._writer.meta.events, "before-send.s3.PutObject"
+        events.register(name, alter)
+        try:
+            yield
+        finally:
+            events.unregister(name, alter)
 
     def _put(self, key: str, body: bytes, checksum: str) -> None:
         self._writer.put_object(
@@ -254,8 +294,26 @@ def open_s3(
         raise StoreRefused(str(error), hint="check LORAPOOL_S3_ENDPOINT") from error
 
 
+class _Breaks(io.BytesIO):
+    """A body that ends in a broken connection."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        part = super().read(size)
+        if not part:
+            raise OSError("hung up")
+        return part
+
+
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _base64_md5(body: bytes) -> str:
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
 def _base64_sha256(body: bytes) -> str:
