@@ -17,7 +17,21 @@ from typing import Annotated
 
 import typer
 
-from adapter_store.cli import bases, change, diff, keys, look, pull, push, settle, store, verify
+from adapter_store.cli import (
+    bases,
+    change,
+    completion,
+    diff,
+    doctor,
+    follow,
+    keys,
+    look,
+    pull,
+    push,
+    settle,
+    store,
+    verify,
+)
 from adapter_store.cli.console import complain, complain_as_json, tell
 from adapter_store.cli.outcome import INTERRUPTED, OTHER, USAGE, Interrupted, LocalFault, exit_code
 from adapter_store.cli.panels import LOOK, PUBLISH, SET_UP, TAKE_CARE, Panels
@@ -30,15 +44,18 @@ Publish LoRA adapters as versions in an S3-compatible store, atomically.
 
 \b
 Examples:
+  adapter-store doctor                                is everything there?
   adapter-store init                                  once: the bucket
   adapter-store push ./pirate --name pirate           serve this content
   adapter-store push ./pirate-2 --name pirate --version v2
   adapter-store ls                                    what is served
   adapter-store history pirate                        every commit
+  adapter-store diff pirate@v1 pirate@v2              what changed
   adapter-store rollback pirate --to v1               serve v1 again
   adapter-store stage ./pirate-3 --name pirate        beside what is served
   adapter-store activate pirate                       serve what is staged
   adapter-store split pirate v1=95 v2=5               a canary
+  adapter-store watch                                 every commit, live
   adapter-store verify --all                          read and check every byte
 
 \b
@@ -75,11 +92,14 @@ app.command(rich_help_panel=LOOK)(look.show)
 app.command(rich_help_panel=LOOK)(look.history)
 app.command(rich_help_panel=LOOK)(diff.diff)
 app.command(rich_help_panel=LOOK)(pull.pull)
+app.command(rich_help_panel=LOOK)(follow.watch)
 app.command(rich_help_panel=TAKE_CARE)(verify.verify)
 app.command(rich_help_panel=TAKE_CARE)(keys.reclaim)
 app.command(rich_help_panel=SET_UP)(keys.keygen)
 app.command(rich_help_panel=SET_UP)(store.init)
 app.command(rich_help_panel=SET_UP)(store.check)
+app.command(rich_help_panel=SET_UP)(doctor.doctor)
+app.command(rich_help_panel=SET_UP)(completion.completion)
 app.add_typer(bases.app, name="base", rich_help_panel=SET_UP)
 
 
@@ -112,6 +132,7 @@ def root(
 
 def main() -> None:
     """Run one command; an error becomes a line, a next step and an exit code."""
+    completion.prepare_completion()
     sys.exit(_run(as_json="--json" in sys.argv[1:]))
 
 

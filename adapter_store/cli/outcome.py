@@ -42,6 +42,7 @@ _CODES: Mapping[type[StoreError], int] = {
 
 _NEXT: Mapping[type[StoreError], str] = {
     InvalidName: "adapter-store --help",
+    InvalidSetting: "adapter-store doctor",
     NotFound: "adapter-store ls",
     IntegrityError: "adapter-store verify --all",
     Untrusted: "adapter-store verify --all",
@@ -51,6 +52,7 @@ _NEXT: Mapping[type[StoreError], str] = {
 }
 
 _FALLBACK_HINTS: Mapping[type[StoreError], str] = {
+    InvalidSetting: "mend it where it is set",
     NotFound: "see what there is",
     IntegrityError: "see what else is damaged",
     Untrusted: "see who signed what",

@@ -27,6 +27,7 @@ from adapter_store.errors import (
 if TYPE_CHECKING:
     from adapter_store.commit import Publisher
     from adapter_store.coordination import Announcer, Lease, PublishLock
+    from adapter_store.notify import HintStream
     from adapter_store.objects import ObjectStore
     from adapter_store.settings import StoreSettings
 
@@ -132,9 +133,21 @@ def _coordination(settings: StoreSettings, who: str) -> tuple[PublishLock, Annou
         return lock, settings.open_announcer()
     except ValueError:
         # Not from the cause: its text may hold the password.
-        raise InvalidSetting(
-            "LORAPOOL_REDIS_URL is not a Redis URL", hint="e.g. redis://:password@host:6379/0"
-        ) from None
+        raise _no_redis_url() from None
+
+
+def open_hints(settings: StoreSettings) -> HintStream | None:
+    """The hints to listen to; None without Redis. Raises InvalidSetting."""
+    try:
+        return settings.open_hints()
+    except ValueError:
+        raise _no_redis_url() from None
+
+
+def _no_redis_url() -> InvalidSetting:
+    return InvalidSetting(
+        "LORAPOOL_REDIS_URL is not a Redis URL", hint="e.g. redis://:password@host:6379/0"
+    )
 
 
 def warn_once() -> Callable[[str], None]:
