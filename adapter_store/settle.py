@@ -37,8 +37,14 @@ def settle(
     """
     keys = store.list(f"{layout.intents_prefix(tenant)}{layout.check_txid(txid)}.").keys
     landed: Record | None = None
+    reaped = not keys
     for key in keys:
-        intent = decode_intent(store.get(key))
+        try:
+            intent = decode_intent(store.get(key))
+        except NotFound:
+            # Whoever took it away made sure that its slot is held.
+            reaped = True
+            continue
         if intent.adapter != adapter:
             raise IntegrityError(f"transaction {txid} is about adapter {intent.adapter!r}")
         holder = _holder(reader, tenant, intent)
@@ -48,7 +54,7 @@ def settle(
             holder = slot.occupy(fence, deadline=deadline)
         if holder.txid == txid:
             landed = holder
-    if not keys:
+    if landed is None and reaped:
         landed = _in_log(reader, tenant, adapter, txid)
     for key in keys:
         with contextlib.suppress(StoreError):
