@@ -12,7 +12,13 @@ from dataclasses import replace
 
 from adapter_store import layout
 from adapter_store.draft import Author, chunks_of, fence_record
-from adapter_store.errors import Conflict, IntegrityError, NotFound
+from adapter_store.errors import (
+    Conflict,
+    IntegrityError,
+    NotFound,
+    StoreError,
+    StoreUnavailable,
+)
 from adapter_store.intent import Intent
 from adapter_store.log import Known, Log
 from adapter_store.objects import ObjectStore
@@ -59,10 +65,16 @@ def reclaim(
         put_once(store, intent, body, sleep=sleep)
         try:
             _check_kept(store, ours)
-            if _landed(slot, ours, clock() + _SETTLE_S):
-                return ours
-        finally:
+            landed = _landed(slot, ours, clock() + _SETTLE_S)
+        except StoreUnavailable:
+            # The record may land yet: the intent keeps its chunks until somebody fills the slot.
+            raise
+        except StoreError:
             store.delete(intent)
+            raise
+        store.delete(intent)
+        if landed:
+            return ours
     raise Conflict(f"others keep writing to the log of {adapter}", hint="take their access away")
 
 
