@@ -34,6 +34,8 @@ class NodeSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     linears: Literal["auto", "nf4", "dense"] = "auto"
     """`nf4`: bitsandbytes' kernel. `dense`: the same 4-bit values dequantised once."""
+    kernels: Literal["auto", "native", "reference"] = "auto"
+    """On CPU, `native`: in C, compiled at the first start. `reference`: in torch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     pool_mb: int = Field(default=_ENGINE.pool_bytes // MIB, ge=1)
     """Device memory for adapters, MiB."""
@@ -68,6 +70,7 @@ class NodeSettings(BaseSettings):
             base_model=base_model,
             device=self.device,
             linears=self.linears,
+            kernels=self.kernels,
             dtype=self.dtype,
             pool_bytes=self.pool_mb * MIB,
             host_bytes=self.host_mb * MIB,

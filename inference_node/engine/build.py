@@ -17,14 +17,18 @@ from inference_node.engine.loop import EngineLoop, Inbox
 from inference_node.engine.runner import Runner, leave_the_cores
 from inference_node.engine.scheduler import Scheduler
 from inference_node.engine.sequence import Sequence
-from inference_node.errors import NodeError
+from inference_node.errors import BadConfiguration, NodeError
+from inference_node.kernels.backend import Backend, choose
+from inference_node.kernels.native import NoCompiler
 from inference_node.model.checkpoint import (
+    Base,
     checkpoint_folder,
     fingerprint,
     load_base,
     read_settings,
 )
 from inference_node.model.decoder import Decoder, trace_modules
+from inference_node.model.default_base import default_cache_dir
 from inference_node.request import ModelInfo, PoolStatus
 from inference_node.text import Tokenizer
 
@@ -45,6 +49,13 @@ def base_card(config: EngineConfig) -> BaseCard:
     )
 
 
+def _backend(config: EngineConfig, base: Base) -> Backend:
+    try:
+        return choose(config.kernels, device=base.device, folder=default_cache_dir() / "kernels")
+    except NoCompiler as error:
+        raise BadConfiguration(f"kernels=native: {error}") from error
+
+
 def build_engine(
     config: EngineConfig,
     *,
@@ -58,7 +69,8 @@ def build_engine(
     """
     leave_the_cores()
     base = load_base(config)
-    decoder = Decoder(base, linears=config.linears)
+    backend = _backend(config, base)
+    decoder = Decoder(base, linears=config.linears, backend=backend)
     blocks = BlockAllocator(
         config.kv_tokens // config.block_tokens, block_tokens=config.block_tokens
     )

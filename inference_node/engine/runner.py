@@ -95,6 +95,7 @@ class Runner:
                 groups=len(self._pool.groups),
                 device=self._device,
                 dtype=self._decoder.base.dtype,
+                in_place=self._decoder.backend.rows is not None,
             ),
             logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=self._device),
         )

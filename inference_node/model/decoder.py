@@ -15,12 +15,18 @@ from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from inference_node.errors import UnsupportedModel
+from inference_node.kernels.backend import REFERENCE, Backend
 from inference_node.kernels.lora import GroupPool, GroupShape, ModuleGroup, ModuleMap
-from inference_node.kernels.paged_attention import AttentionPlan, paged_attention, write_kv
-from inference_node.kernels.quant4 import dense_linear, describe, nf4_linear
+from inference_node.kernels.paged_attention import (
+    AttentionPlan,
+    DecodeAttention,
+    paged_attention,
+    write_kv,
+)
+from inference_node.kernels.quant4 import dense_linear, describe, nf4_linear, stacked
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import ATTENTION, Base
-from inference_node.model.layers import LoraLinear, StepLora
+from inference_node.model.layers import LoraGroup, LoraLinear, StepLora
 
 _TRACE = f"{ATTENTION}_trace"
 _LAYER = re.compile(r"(?P<head>.*\blayers\.)(?P<layer>\d+)(?P<tail>\..*)")
@@ -29,7 +35,8 @@ _LAYER = re.compile(r"(?P<head>.*\blayers\.)(?P<layer>\d+)(?P<tail>\..*)")
 class _PagedCache:
     """Keys and values of every layer, and the attention routing of the running step."""
 
-    def __init__(self) -> None:
+    def __init__(self, decode: DecodeAttention) -> None:
+        self.decode = decode
         self.k: list[torch.Tensor] = []  # [layers] of [blocks, block_tokens, kv_heads, head_dim]
         self.v: list[torch.Tensor] = []
         self.plan: AttentionPlan | None = None
@@ -38,11 +45,12 @@ class _PagedCache:
 class Decoder:
     """A loaded base with its linears and attention replaced. Used by one thread."""
 
-    def __init__(self, base: Base, *, linears: str = "nf4") -> None:
+    def __init__(self, base: Base, *, linears: str = "nf4", backend: Backend = REFERENCE) -> None:
         self.base = base
+        self.backend = backend
         self.module_map = trace_modules(base.model.config)
-        self._step = StepLora()
-        self._cache = _PagedCache()
+        self._step = StepLora(backend)
+        self._cache = _PagedCache(backend.decode_attention)
         self.base_bytes_bf16 = _bf16_bytes(base.model)
         self._replace_linears("nf4" if linears == "auto" else linears)
         self._layers = _attention_modules(base.model)
@@ -51,13 +59,14 @@ class Decoder:
 
     @property
     def kernel(self) -> str:
-        return f"{self._kernel}, {str(self.base.dtype).removeprefix('torch.')} compute"
+        dtype = str(self.base.dtype).removeprefix("torch.")
+        return f"{self._kernel}, {dtype} compute, {self.backend.name}"
 
     @property
     def base_bytes(self) -> int:
         """Bytes the base holds, the scales of its 4-bit blocks included."""
         total = 0
-        for parameter in _unique_parameters(self.base.model):
+        for parameter in (*_unique_parameters(self.base.model), *self.base.model.buffers()):
             total += parameter.numel() * parameter.element_size()
             state = getattr(parameter, "quant_state", None)
             total += state.absmax.numel() * state.absmax.element_size() if state else 0
@@ -111,16 +120,20 @@ class Decoder:
         self._kernel = (
             describe(self.base.device) if linears == "nf4" else "NF4 values dequantised once"
         )
-        for path, layer, group, part in self.module_map.sites():
-            linear = model.get_submodule(path)
-            kernel = (
-                nf4_linear(linear)
-                if linears == "nf4"
-                else dense_linear(linear, dtype=self.base.dtype)
-            )
-            wrapped = LoraLinear(kernel, self._step, group=group, layer=layer, part=part)
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, wrapped)
+        for layer in range(self.module_map.layers):
+            for index, group in enumerate(self.module_map.groups):
+                paths = [self.module_map.path(layer, tail) for tail in group.tails]
+                base = self._product([model.get_submodule(path) for path in paths], linears)
+                shared = LoraGroup(
+                    base, group.shape.out_features, self._step, group=index, layer=layer
+                )
+                for part, path in enumerate(paths):
+                    parent, _, name = path.rpartition(".")
+                    setattr(model.get_submodule(parent), name, LoraLinear(shared, part))
+
+    def _product(self, linears: list[Any], kind: str) -> nn.Module:
+        linear = stacked(linears)
+        return nf4_linear(linear) if kind == "nf4" else dense_linear(linear, dtype=self.base.dtype)
 
 
 def trace_modules(settings: Any) -> ModuleMap:
@@ -215,7 +228,9 @@ def _attend(
     assert cache.plan is not None
     write_kv(k_cache, v_cache, key[0].transpose(0, 1), value[0].transpose(0, 1), cache.plan)
     rows = query[0].transpose(0, 1)  # [rows, heads, head_dim]
-    out = paged_attention(rows, k_cache, v_cache, cache.plan, scale=kwargs["scaling"])
+    out = paged_attention(
+        rows, k_cache, v_cache, cache.plan, scale=kwargs["scaling"], decode=cache.decode
+    )
     return out[None], None
 
 

@@ -1,7 +1,7 @@
-"""What replaces a linear of the base model: the same 4-bit product plus each row's own adapter.
+"""What replaces the linears of the base model: the same product plus each row's own adapter.
 
-Linears that read one tensor object (q, k and v; gate and up) form a group. The first of a group to
-run multiplies the input by the A pages of all of them; each then adds its own slice of B.
+Linears that read one tensor object (q, k and v; gate and up) form a group and run as one: the
+first of them to be called computes the outputs of all.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from inference_node.kernels.backend import REFERENCE, Backend
 from inference_node.kernels.lora import (
     GroupPlan,
     GroupPool,
@@ -31,65 +32,95 @@ class StepLora:
     the pages one step reads, beside the pool's fixed size and never larger than it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Backend = REFERENCE) -> None:
         self.pools: tuple[GroupPool, ...] = ()
+        self._rows = backend.rows
         self._plan: LoraPlan | None = None
-        self._input: torch.Tensor | None = None
-        self._shrunk: tuple[torch.Tensor, ...] = ()
         self._kept: dict[tuple[int, int, int], tuple[torch.Tensor, ...]] = {}
         self._kept_content: tuple[tuple[int, ...], ...] = ()
 
     def begin(self, plan: LoraPlan | None) -> None:
         """The step that starts, or None when it has ended or has no adapter."""
-        self._plan, self._input, self._shrunk = plan, None, ()
+        self._plan = plan
         if plan is not None and plan.content != self._kept_content:
             self._kept.clear()
             self._kept_content = plan.content
 
-    def add(self, y: torch.Tensor, x: torch.Tensor, group: int, layer: int, part: int) -> None:
-        """Add to y, in place, what the step's adapters make of x in slice `part` of a group.
+    def add(self, y: torch.Tensor, x: torch.Tensor, group: int, layer: int) -> None:
+        """Add to y, in place, what the step's adapters make of x.
 
-        x [1, rows, in], y [1, rows, out].
+        x [rows, in], y [rows, sum(out)].
         """
         plan = self._plan.groups[group] if self._plan is not None else None
         if plan is None:
             return
         pool = self.pools[group]
-        if x is not self._input or part == 0:
-            self._shrunk = lora_shrink(
-                x[0], self._downs(pool, plan, group, layer), pool.shape, plan
-            )
-            self._input = x
-        ups = self._ups(pool, plan, group, layer, part)
-        lora_expand_add(y[0], self._shrunk, ups, plan, part=part)
+        if plan.blocks:
+            self._add_blocks(y, x, pool, plan, group, layer)
+        if plan.single is not None:
+            assert self._rows is not None
+            h = self._rows.shrink_rows(x, pool, layer, plan.single)
+            self._rows.expand_add_rows(y, h, pool, layer, plan.single)
 
-    def _downs(
-        self, pool: GroupPool, plan: GroupPlan, group: int, layer: int
-    ) -> tuple[torch.Tensor, ...]:
+    def _add_blocks(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        pool: GroupPool,
+        plan: GroupPlan,
+        group: int,
+        layer: int,
+    ) -> None:
         key = (group, layer, _A)
         if key not in self._kept:
             self._kept[key] = gather_a(pool.a[:, layer], pool.shape, plan)
-        return self._kept[key]
+        shrunk = lora_shrink(x, self._kept[key], pool.shape, plan)
+        for part, columns in enumerate(y.split(pool.shape.out_features, dim=1)):
+            key = (group, layer, part)
+            if key not in self._kept:
+                self._kept[key] = gather_b(pool.b[:, layer], pool.shape, plan, part=part)
+            lora_expand_add(columns, shrunk, self._kept[key], plan, part=part)
 
-    def _ups(
-        self, pool: GroupPool, plan: GroupPlan, group: int, layer: int, part: int
-    ) -> tuple[torch.Tensor, ...]:
-        key = (group, layer, part)
-        if key not in self._kept:
-            self._kept[key] = gather_b(pool.b[:, layer], pool.shape, plan, part=part)
-        return self._kept[key]
+
+class LoraGroup(nn.Module):
+    """The linears of one group of one layer, stacked, with the step's adapters added."""
+
+    def __init__(
+        self,
+        base: nn.Module,
+        out_features: tuple[int, ...],
+        step: StepLora,
+        *,
+        group: int,
+        layer: int,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self._out_features = out_features
+        self._step = step
+        self._group, self._layer = group, layer
+        self._input: torch.Tensor | None = None
+        self._outputs: tuple[torch.Tensor, ...] = ()
+
+    def part(self, x: torch.Tensor, part: int) -> torch.Tensor:  # [1, rows, in] -> [1, rows, out]
+        """Outputs of linear `part` for x; computed with the first part, handed out once."""
+        if part == 0 or x is not self._input:
+            y: torch.Tensor = self.base(x)
+            self._step.add(y[0], x[0], self._group, self._layer)
+            self._input, self._outputs = x, y.split(self._out_features, dim=-1)
+        found = self._outputs[part]
+        if part == len(self._out_features) - 1:
+            self._input, self._outputs = None, ()
+        return found
 
 
 class LoraLinear(nn.Module):
-    """A base linear with the step's adapters added."""
+    """One linear of a group, where the model's own code calls it."""
 
-    def __init__(self, base: nn.Module, step: StepLora, *, group: int, layer: int, part: int):
+    def __init__(self, group: LoraGroup, part: int) -> None:
         super().__init__()
-        self.base = base
-        self._step = step
-        self._group, self._layer, self._part = group, layer, part
+        self.group = group
+        self._part = part
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [1, rows, in] -> [1, rows, out]
-        y: torch.Tensor = self.base(x)
-        self._step.add(y, x, self._group, self._layer, self._part)
-        return y
+        return self.group.part(x, self._part)

@@ -13,24 +13,29 @@ S-LoRA's paged pool (arXiv 2311.03285).
 
 from inference_node.kernels.lora.contract import (
     BLOCK_WORK,
+    FEW_ROWS,
     PAGE_RANKS,
     GroupPlan,
     GroupPool,
     GroupShape,
     LoraPlan,
+    RowPages,
     SlotPages,
 )
 from inference_node.kernels.lora.modules import ModuleGroup, ModuleMap
 from inference_node.kernels.lora.reference import (
+    expand_add_rows,
     gather_a,
     gather_b,
     lora_delta,
     lora_expand_add,
     lora_shrink,
+    shrink_rows,
 )
 
 __all__ = [
     "BLOCK_WORK",
+    "FEW_ROWS",
     "PAGE_RANKS",
     "GroupPlan",
     "GroupPool",
@@ -38,10 +43,13 @@ __all__ = [
     "LoraPlan",
     "ModuleGroup",
     "ModuleMap",
+    "RowPages",
     "SlotPages",
+    "expand_add_rows",
     "gather_a",
     "gather_b",
     "lora_delta",
     "lora_expand_add",
     "lora_shrink",
+    "shrink_rows",
 ]

@@ -13,6 +13,8 @@ PAGE_RANKS = 8
 BLOCK_WORK = 512
 """Rows times pages of one block. In a block every row meets every page, most of them with weight
 zero: cheaper than a product a row while a block is small, dearer when it is large."""
+FEW_ROWS = 4
+"""Where a kernel reads pages in place, up to this many rows of one adapter go row by row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,25 @@ class RowBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class RowPages:
+    """Rows that each read their own pages in place: one (row, page) pair for every page read."""
+
+    first: torch.Tensor  # [runs + 1] int32: pairs first[i] to first[i + 1] are one row's
+    row: torch.Tensor  # [pairs] int32, ascending
+    page: torch.Tensor  # [pairs] int32
+    scale: torch.Tensor  # [pairs] float32
+
+
+@dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """Routing of one step in one group."""
+    """Routing of one step in one group. A row without an adapter is in neither part."""
 
     rows: int
     """Rows of the step."""
     blocks: tuple[RowBlock, ...]
-    """The blocks that read anything; rows outside them get zeros."""
+    """Rows that go through the pages of their block, gathered."""
+    single: RowPages | None = None
+    """Rows that read their pages in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +116,23 @@ class LoraPlan:
         groups: int,
         device: torch.device,
         dtype: torch.dtype,
+        in_place: bool = False,
     ) -> LoraPlan | None:
         """`segments` are (first row, rows, adapter or None for the base), covering every row.
 
-        Returns None when no row has an adapter.
+        With `in_place`, segments of at most FEW_ROWS rows read their pages where they lie; it takes
+        a kernel that can (`shrink_rows`, `expand_add_rows`). Returns None when no row has an
+        adapter.
         """
         rows = sum(count for _, count, _ in segments)
-        batches = _batches(segments)
+        few, many = _by_length(segments, FEW_ROWS if in_place else 0)
+        batches = _batches(many)
         plans = []
         for group in range(groups):
             made = (_block(batch, group, device=device, dtype=dtype) for batch in batches)
             blocks = tuple(block for block in made if block is not None)
-            plans.append(GroupPlan(rows, blocks) if blocks else None)
+            single = _row_pages(few, group, device=device)
+            plans.append(GroupPlan(rows, blocks, single) if blocks or single else None)
         content = tuple(
             tuple(slot.stamp for _, _, slot in batch if slot is not None) for batch in batches
         )
@@ -123,16 +142,23 @@ class LoraPlan:
 _Segment = tuple[int, int, SlotPages | None]
 
 
+def _by_length(segments: Sequence[_Segment], few: int) -> tuple[list[_Segment], list[_Segment]]:
+    """Segments of at most `few` rows, and the longer ones."""
+    short = [segment for segment in segments if segment[1] <= few]
+    return short, [segment for segment in segments if segment[1] > few]
+
+
 def _batches(segments: Sequence[_Segment]) -> list[list[_Segment]]:
     """Neighbours together, in row order, while their block stays within BLOCK_WORK."""
     batches: list[list[_Segment]] = []
-    rows = pages = 0
+    rows = pages = following = 0
     for segment in segments:
-        _, count, slot = segment
+        first, count, slot = segment
         more = max(map(len, slot.pages)) if slot is not None else 0
-        if not batches or (rows + count) * (pages + more) > BLOCK_WORK:
+        if not batches or first != following or (rows + count) * (pages + more) > BLOCK_WORK:
             batches.append([])
             rows = pages = 0
+        following = first + count
         batches[-1].append(segment)
         rows += count
         pages += more
@@ -157,3 +183,29 @@ def _block(
             weights[start - first : start - first + count, own] = slot.scale
     pages = torch.tensor(list(columns), dtype=torch.int64)
     return RowBlock(first, rows, pages.to(device), weights.to(device))
+
+
+def _row_pages(
+    segments: Sequence[_Segment], group: int, *, device: torch.device
+) -> RowPages | None:
+    first: list[int] = [0]
+    row: list[int] = []
+    page: list[int] = []
+    scale: list[float] = []
+    for start, count, slot in segments:
+        own = slot.pages[group] if slot is not None else ()
+        if slot is None or not own:
+            continue
+        for line in range(start, start + count):
+            row += [line] * len(own)
+            page += own
+            scale += [slot.scale] * len(own)
+            first.append(len(row))
+    if not row:
+        return None
+
+    def index(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    scales = torch.tensor(scale, dtype=torch.float32, device=device)
+    return RowPages(index(first), index(row), index(page), scales)

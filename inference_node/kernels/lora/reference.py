@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from inference_node.kernels.lora.contract import PAGE_RANKS, GroupPlan, GroupShape, RowBlock
+from inference_node.kernels.lora.contract import (
+    PAGE_RANKS,
+    GroupPlan,
+    GroupPool,
+    GroupShape,
+    RowBlock,
+    RowPages,
+)
 
 
 def gather_a(a: torch.Tensor, shape: GroupShape, plan: GroupPlan) -> tuple[torch.Tensor, ...]:
@@ -76,6 +83,37 @@ def lora_expand_add(
         y[block.first : block.first + block.rows].addmm_(h[part], up)
 
 
+def shrink_rows(x: torch.Tensor, pool: GroupPool, layer: int, rows: RowPages) -> torch.Tensor:
+    """Each pair's row times its A page, scaled; summed in float32.
+
+    x  [rows, in], the pool's dtype
+    Returns [pairs, slices, 8] float32. Raises ValueError on another shape or dtype.
+    """
+    if x.ndim != 2 or x.shape[1] != pool.shape.in_features or x.dtype != pool.a.dtype:
+        raise ValueError(f"x is {tuple(x.shape)} {x.dtype} for {pool.shape} {pool.a.dtype}")
+    pages = pool.a[rows.page.long(), layer].float()  # [pairs, slices, 8, in]
+    h = torch.einsum("pi,psri->psr", x[rows.row.long()].float(), pages)
+    return h * rows.scale[:, None, None]
+
+
+def expand_add_rows(
+    y: torch.Tensor, h: torch.Tensor, pool: GroupPool, layer: int, rows: RowPages
+) -> None:
+    """Add to y, in place, what each row's pairs make of every slice; rounded once.
+
+    y  [rows, sum(out)], the pool's dtype    h  of `shrink_rows`
+    Raises ValueError as `shrink_rows` does.
+    """
+    if y.ndim != 2 or y.shape[1] != pool.shape.out_total or y.dtype != pool.b.dtype:
+        raise ValueError(f"y is {tuple(y.shape)} {y.dtype} for {pool.shape} {pool.b.dtype}")
+    pages = pool.b[rows.page.long(), layer].float()  # [pairs, 8, sum(out)]
+    parts = pages.split(pool.shape.out_features, dim=-1)
+    delta = torch.cat(
+        [torch.einsum("pr,pro->po", h[:, part], up) for part, up in enumerate(parts)], dim=1
+    )
+    y.copy_(y.float().index_add_(0, rows.row.long(), delta))
+
+
 def lora_delta(
     x: torch.Tensor,
     a: torch.Tensor,
@@ -83,12 +121,14 @@ def lora_delta(
     shape: GroupShape,
     plan: GroupPlan,
 ) -> torch.Tensor:
-    """What the adapters of one step add to all outputs of one group of one layer.
+    """What the adapters of one step add to all outputs of one group of one layer, by blocks alone.
 
     Returns [rows, sum(out)] in x's dtype; rows without an adapter are zeros. Raises ValueError.
     """
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"{a.shape[0]} A pages but {b.shape[0]} B pages")
+    if plan.single is not None:
+        raise ValueError("the plan reads pages in place")
     shrunk = lora_shrink(x, gather_a(a, shape, plan), shape, plan)
     parts = [x.new_zeros(plan.rows, out) for out in shape.out_features]
     for part, y in enumerate(parts):

@@ -13,6 +13,18 @@ After PagedAttention (arXiv 2309.06180).
 """
 
 from inference_node.kernels.paged_attention.contract import AttentionPlan, Chunk
-from inference_node.kernels.paged_attention.reference import paged_attention, write_kv
+from inference_node.kernels.paged_attention.reference import (
+    DecodeAttention,
+    decode_attention,
+    paged_attention,
+    write_kv,
+)
 
-__all__ = ["AttentionPlan", "Chunk", "paged_attention", "write_kv"]
+__all__ = [
+    "AttentionPlan",
+    "Chunk",
+    "DecodeAttention",
+    "decode_attention",
+    "paged_attention",
+    "write_kv",
+]

@@ -40,6 +40,7 @@ class AttentionPlan:
     slots: torch.Tensor  # [rows] int64: block * block_tokens + offset of each new token
     decode_rows: int
     decode_blocks: torch.Tensor  # [decode_rows, blocks] int64, padded with block 0
+    decode_contexts: torch.Tensor  # [decode_rows] int64
     decode_mask: torch.Tensor  # [decode_rows, 1, 1, blocks * block_tokens] bool
     long: tuple[LongChunk, ...]
 
@@ -77,6 +78,7 @@ class AttentionPlan:
             torch.tensor(slots, dtype=torch.int64, device=device),
             len(decode),
             table.to(device),
+            contexts.to(device),
             visible[:, None, None, :].to(device),
             tuple(long),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -22,27 +24,7 @@ def write_kv(
     v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, plan.slots, v)
 
 
-def paged_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    plan: AttentionPlan,
-    *,
-    scale: float,
-) -> torch.Tensor:
-    """q [rows, heads, head_dim] -> [rows, heads, head_dim]; the step's keys are already written."""
-    if q.ndim != 3 or q.shape[1] % k_cache.shape[2] or q.shape[2] != k_cache.shape[3]:
-        raise ValueError(f"q {tuple(q.shape)} does not fit the cache {tuple(k_cache.shape)}")
-    out = torch.empty_like(q)
-    if plan.decode_rows:
-        out[: plan.decode_rows] = _decode(q[: plan.decode_rows], k_cache, v_cache, plan, scale)
-    for chunk in plan.long:
-        rows = slice(chunk.first_row, chunk.first_row + chunk.length)
-        out[rows] = _prefill(q[rows], k_cache, v_cache, chunk, scale)
-    return out
-
-
-def _decode(
+def decode_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
@@ -58,6 +40,35 @@ def _decode(
     packed = q.view(rows, kv_heads, heads // kv_heads, dim)
     out = scaled_dot_product_attention(packed, k, v, attn_mask=plan.decode_mask, scale=scale)
     return out.reshape(rows, heads, dim)
+
+
+DecodeAttention = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, AttentionPlan, float], torch.Tensor
+]
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    decode: DecodeAttention = decode_attention,
+) -> torch.Tensor:
+    """q [rows, heads, head_dim] -> [rows, heads, head_dim]; the step's keys are already written.
+
+    `decode` computes the single-token rows.
+    """
+    if q.ndim != 3 or q.shape[1] % k_cache.shape[2] or q.shape[2] != k_cache.shape[3]:
+        raise ValueError(f"q {tuple(q.shape)} does not fit the cache {tuple(k_cache.shape)}")
+    out = torch.empty_like(q)
+    if plan.decode_rows:
+        out[: plan.decode_rows] = decode(q[: plan.decode_rows], k_cache, v_cache, plan, scale)
+    for chunk in plan.long:
+        rows = slice(chunk.first_row, chunk.first_row + chunk.length)
+        out[rows] = _prefill(q[rows], k_cache, v_cache, chunk, scale)
+    return out
 
 
 def _prefill(

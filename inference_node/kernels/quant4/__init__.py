@@ -5,11 +5,20 @@
     W = codebook_nf4[c] * s                  # [out, in]
     y = x @ W.T + bias
 
+`stacked` puts linears that read the same input under each other, so that one product serves all.
 `dense_linear` dequantises once and multiplies exactly: the oracle. `nf4_linear` hands the packed
-weights to bitsandbytes' own operator, which may round W to bfloat16 (QLoRA, arXiv 2305.14314).
+weights to bitsandbytes' own kernel, which may round W to bfloat16 (QLoRA, arXiv 2305.14314).
 """
 
 from inference_node.kernels.quant4.fused import describe, multiplies_bfloat16, nf4_linear
 from inference_node.kernels.quant4.reference import dense_linear, dequantise
+from inference_node.kernels.quant4.stacked import stacked
 
-__all__ = ["dense_linear", "dequantise", "describe", "multiplies_bfloat16", "nf4_linear"]
+__all__ = [
+    "dense_linear",
+    "dequantise",
+    "describe",
+    "multiplies_bfloat16",
+    "nf4_linear",
+    "stacked",
+]

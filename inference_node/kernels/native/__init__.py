@@ -1,0 +1,10 @@
+"""CPU kernels in C: `kernels.c`, compiled at first use for the processor at hand.
+
+They do what the torch references beside the contracts do, reading pages and blocks in place; a
+machine without a C compiler serves with the references, slower and equally right.
+"""
+
+from inference_node.kernels.native.build import NoCompiler, build
+from inference_node.kernels.native.library import Library, load
+
+__all__ = ["Library", "NoCompiler", "build", "load"]

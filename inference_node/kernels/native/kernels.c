@@ -1,0 +1,72 @@
+/* CPU kernels that read adapter pages and key-value blocks where they lie.
+ *
+ * Plain C with OpenMP; build.py compiles it for the processor it runs on. Elements are bfloat16 or
+ * float32, sums are float32. `typed.h` holds the bodies and is included once for each element type.
+ */
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+static inline int64_t thread_index(void) { return omp_get_thread_num(); }
+#else
+static inline int64_t thread_index(void) { return 0; }
+#endif
+
+#define RANKS 8 /* ranks of one page: PAGE_RANKS of kernels/lora */
+#define MAX_DIM 256
+#define MAX_GROUP_DIM 8192
+
+typedef uint16_t bf16;
+
+static inline float bf16_load(bf16 v) {
+    uint32_t bits = (uint32_t)v << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+/* Round to nearest, ties to even; NaN stays NaN. */
+static inline bf16 bf16_store(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return (bf16)((bits & 0x7FFFFFFFu) > 0x7F800000u ? (bits >> 16) | 0x40u : rounded);
+}
+
+static inline float f32_load(float v) { return v; }
+static inline float f32_store(float v) { return v; }
+
+/* e^x for x <= 0: 2^n * p(r), Cephes' polynomial, within 2 ulp of expf. NaN stays NaN. */
+static inline float exp_nonpositive(float x) {
+    float bounded = x < -87.0f ? -87.0f : x;
+    float n = (float)(int32_t)(bounded * 1.44269504f - 0.5f);
+    float r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    float e = p * power;
+    return x != x ? x : x < -87.0f ? 0.0f : e;
+}
+
+#define T bf16
+#define LOAD bf16_load
+#define STORE bf16_store
+#define NAME(f) f##_bf16
+#include "typed.h"
+#undef T
+#undef LOAD
+#undef STORE
+#undef NAME
+
+#define T float
+#define LOAD f32_load
+#define STORE f32_store
+#define NAME(f) f##_f32
+#include "typed.h"
