@@ -6,16 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from jsonschema import Draft202012Validator
+from typer.core import TyperGroup
 
-from adapter_store.cli import main
+from adapter_store.cli import app, main
 
 PROGRAM = (sys.executable, "-c", "from adapter_store.cli import main; main()")
 SCHEMAS = Path(__file__).parents[3] / "docs" / "cli-json"
@@ -82,6 +84,20 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if stderr is None else stderr,
         )
+
+
+def every_command() -> list[tuple[str, ...]]:
+    """The words of every command that the program registers, groups included."""
+
+    def below(group: TyperGroup, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name, command in group.commands.items():
+            yield (*words, name)
+            if isinstance(command, TyperGroup):
+                yield from below(command, (*words, name))
+
+    root = typer.main.get_command(app)
+    assert isinstance(root, TyperGroup)
+    return sorted(below(root, ()))
 
 
 @cache

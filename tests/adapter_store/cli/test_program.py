@@ -17,17 +17,12 @@ from adapter_store import errors
 from adapter_store.check import check_store
 from adapter_store.cli.outcome import exit_code, next_steps
 from adapter_store.settings import Endpoints
-from tests.adapter_store.cli.shell import SCHEMAS, Shell
+from tests.adapter_store.cli.shell import SCHEMAS, Shell, every_command
 
-COMMANDS = (
-    *(("push",), ("rollback",), ("settle",), ("ls",), ("show",), ("history",), ("verify",)),
-    *(("init",), ("check",), ("base",), ("base", "ls"), ("base", "add")),
-    *(("stage",), ("activate",), ("split",), ("delete",)),
-)
 HEAVY = {"torch", "boto3", "botocore", "redis", "numpy", "pydantic_settings", "rich"}
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
 def test_help_of_every_command_names_json_and_where_it_takes_words_an_example(
     bare_shell: Shell, command: tuple[str, ...]
 ) -> None:
