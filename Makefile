@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
 SCALE  ?= 1.0
 SEED   ?= 0
+TIME   ?= 1800
 ROWS   ?=
 
-.PHONY: help setup demo test lint protos up down bench chaos clean
+.PHONY: help setup demo test lint protos up down bench chaos fuzz clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
 
@@ -48,6 +49,9 @@ bench: setup ## throughput beside PEFT, in one run
 
 chaos: setup ## the proof suite, 40 minutes; SCALE=0.1 shortens it, ROWS=T4,T7 chooses
 	$(BIN)/python -m tests.chaos --scale $(SCALE) --seed $(SEED) $(if $(ROWS),--rows $(ROWS))
+
+fuzz: setup ## fuzz every reader of foreign bytes for TIME seconds each
+	$(BIN)/python -m tests.chaos.fuzzed $(TIME) $(SEED)
 
 clean: ## remove .venv and local state
 	rm -rf $(VENV) .lorapool

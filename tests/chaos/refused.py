@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 from adapter_store.memory import MemoryStore
@@ -34,8 +37,8 @@ class Control:
     """A check taken out, and a case that nothing else may refuse in quite that way."""
 
     without: str
-    targets: str
-    """Where it is called by name, below adapter_store."""
+    check: str
+    """Where it is made, below adapter_store."""
     instead: object
     case: str
 
@@ -52,8 +55,7 @@ CONTROLS = (
     Control("finite values", "validate._check_values", _nothing, "bfloat16 NaN, last"),
     Control("the allow-list", "lora_config._check_unused", _nothing, "DoRA"),
     Control("the grammar of names", "names._ID", ANYTHING, "a folder inside"),
-    Control("where chunks lie", "log.check_plan reader.check_plan", _nothing,
-            "a chunk of another tenant"),
+    Control("where chunks lie", "log.check_plan", _nothing, "a chunk of another tenant"),
     Control("the digest of content", "record._digest_of", lambda version: version.vdig,
             "a digest of other content"),
     Control("the size of a record", "record.MAX_RECORD_BYTES", 2**30, "over 256 KiB"),
@@ -107,10 +109,21 @@ def _caught(control: Control, folder: Path) -> bool:
     case = next(case for table in TABLES for case in table if case.what == control.case)
     sound = judge(case, MemoryStore(), folder / "with", adapter="control")
     with ExitStack() as patches:
-        for target in control.targets.split():
-            patches.enter_context(mock.patch(f"adapter_store.{target}", control.instead))
+        for holder, name in _bindings(control.check):
+            patches.enter_context(mock.patch.object(holder, name, control.instead))
         spoilt = judge(case, MemoryStore(), folder / "without", adapter="control")
     return bool(spoilt.wrong) and not sound.wrong
+
+
+def _bindings(check: str) -> list[tuple[ModuleType, str]]:
+    """Every module that calls this check by its name."""
+    module, name = check.split(".")
+    original = getattr(importlib.import_module(f"adapter_store.{module}"), name)
+    return [
+        (holder, name)
+        for path, holder in list(sys.modules.items())
+        if path.startswith("adapter_store.") and getattr(holder, name, None) is original
+    ]
 
 
 def _stride(scale: float) -> int:
