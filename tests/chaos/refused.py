@@ -23,10 +23,11 @@ from tests.chaos.bad_inputs.judge import Verdict, judge
 from tests.chaos.bad_inputs.names import NAMES_AND_KEYS
 from tests.chaos.bad_inputs.records import RECORDS
 from tests.chaos.bad_inputs.semantics import SEMANTICS
+from tests.chaos.bad_inputs.signatures import SIGNED
 from tests.chaos.bench import Bench
 from tests.chaos.row import Row
 
-TABLES = (CONTAINERS, SEMANTICS, CONFIGS, NAMES_AND_KEYS, RECORDS)
+TABLES = (CONTAINERS, SEMANTICS, CONFIGS, NAMES_AND_KEYS, RECORDS, SIGNED)
 AT_LEAST = {"container": 36, "semantics": 25, "config": 25, "names": 24, "records": 20}
 
 ANYTHING = re.compile(r"(?s).+")
@@ -58,6 +59,8 @@ CONTROLS = (
     Control("where chunks lie", "log.check_plan", _nothing, "a chunk of another tenant"),
     Control("the digest of content", "record._digest_of", lambda version: version.vdig,
             "a digest of other content"),
+    Control("signatures", "provenance._is_valid", lambda *arguments: True,
+            "changed after it was signed"),
     Control("the size of a record", "record.MAX_RECORD_BYTES", 2**30, "over 256 KiB"),
 )  # fmt: skip
 

@@ -158,7 +158,7 @@ RECORDS_IN_LOG: tuple[tuple[str, Forge, type[StoreError], str], ...] = (
     ("a config 450 lists deep", replaced(b'"lora_alpha":16', b'"lora_alpha":' + b"[" * 450
                                          + b"]" * 450), IntegrityError, ""),
     ("a split of one arm", edited(lambda value: put("split", [
-        {"weight": 1, "version": value["active"]}])(value)), IntegrityError, "a split is not over 2"),
+        {"weight": 1, "version": value["active"]}])(value)), IntegrityError, "a split is"),
     ("a split arm of no version", edited(put("split", [{"weight": 1, "version": None}])),
      IntegrityError, "names no version"),
     ("a tombstone with content", edited(put("kind", "tombstone")), IntegrityError, "tombstone"),
