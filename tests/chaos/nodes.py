@@ -18,7 +18,7 @@ from adapter_store.settings import Endpoints
 from adapter_store.validate import LocalAdapter, read_adapter_dir
 from tests.chaos.bench import ROOT, child_environment
 
-START_S = 120.0
+START_S = 240.0
 ANSWER_S = 60.0
 
 

@@ -75,21 +75,22 @@ class Stream:
         return read_adapter_dir(write_adapter(self.folder / self.name, seed=seed), card=CARD)
 
 
-def lost_or_torn(store: ObjectStore, name: str, acknowledged: Sequence[Published]) -> list[str]:
-    """What is missing of these commits to adapter `name`, by reading every byte back."""
+def lost_or_torn(store: ObjectStore, acknowledged: Sequence[Published]) -> list[str]:
+    """What is missing of these commits, by reading every byte back."""
     reader = Reader(store)
     broken = []
     for done in acknowledged:
+        what = f"{done.adapter} generation {done.gen}"
         try:
-            record = reader.record(TENANT, name, done.gen)
+            record = reader.record(done.tenant, done.adapter, done.gen)
             if record.txid != done.txid or record.active is None:
-                broken.append(f"{name} generation {done.gen} is lost: another holds its slot")
+                broken.append(f"{what} is lost: another holds its slot")
             elif record.active.vdig != done.vdig:
-                broken.append(f"{name} generation {done.gen} has other content")
+                broken.append(f"{what} has other content")
             else:
-                reader.fetch(TENANT, record.active)
+                reader.fetch(done.tenant, record.active)
         except StoreError as error:
-            broken.append(f"{name} generation {done.gen}: {type(error).__name__}: {error}")
+            broken.append(f"{what}: {type(error).__name__}: {error}")
     return broken
 
 
@@ -102,4 +103,4 @@ def broken_log(store: ObjectStore, stream: Stream) -> list[str]:
     txids = [record.txid for record in records]
     broken = [f"{stream.name}: {txid} landed twice" for txid in txids if txids.count(txid) > 1]
     broken += [f"{stream.name}: {txid} was refused" for txid in stream.refused if txid in txids]
-    return broken + lost_or_torn(store, stream.name, stream.acknowledged)
+    return broken + lost_or_torn(store, stream.acknowledged)
