@@ -135,9 +135,11 @@ def fleet(stack: EmbeddedStack, folder: Path) -> Iterator[Fleet]:
 
 def strike(trouble: Trouble, nodes: Fleet) -> dict[str, Outcome]:
     """The four kinds of work at once, struck at their decisive moment."""
-    moment = threading.Barrier(len(WORKS), action=trouble.strike)
+    moment = threading.Barrier(len(WORKS) + 1)
 
     def meet() -> None:
+        """Everybody is here, and then: Redis has been struck."""
+        moment.wait(_MEET_S)
         moment.wait(_MEET_S)
 
     word = trouble.name.split()[0]
@@ -148,6 +150,11 @@ def strike(trouble: Trouble, nodes: Fleet) -> dict[str, Outcome]:
             "swap": pool.submit(swap, trouble, f"swap-{word}", nodes, meet),
             "collection": pool.submit(collect_beside_a_publish, trouble.rival, f"gc-{word}", meet),
         }
+        # On this thread: what it starts anew would die with a worker's.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            moment.wait(_MEET_S)
+            trouble.strike()
+            moment.wait(_MEET_S)
         return {work: one.result() for work, one in started.items()}
 
 
