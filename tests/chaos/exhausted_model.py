@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tests.chaos.bench import Bench
-from tests.chaos.protocol_model import Mutant, World, explore
+from tests.chaos.exploration import explore
+from tests.chaos.protocol_model import Mutant, World
 from tests.chaos.row import Row
 
 _ONE_EACH = World(publishers=1, collectors=1)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,25 +82,31 @@ class ChaosNode:
             waiting.set_exception(EOFError("the node ended"))
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a node is given: the services, or without Redis to poll; a bug of `tests.chaos.node`."""
+
+    endpoints: Endpoints
+    bug: str = ""
+
+
 @contextlib.contextmanager
-def running_nodes(
-    checkpoint: Path, places: Sequence[Endpoints], *, bug: str = ""
-) -> Iterator[list[ChaosNode]]:
-    """A node at each of `places`; one whose place names no Redis polls."""
+def running_nodes(checkpoint: Path, places: Sequence[Place]) -> Iterator[list[ChaosNode]]:
+    """A node at each of `places`, all ready."""
     with contextlib.ExitStack() as running:
-        nodes = [running.enter_context(_node(checkpoint, place, bug)) for place in places]
+        nodes = [running.enter_context(_node(checkpoint, place)) for place in places]
         for node in nodes:
             node.wait_ready()
         yield nodes
 
 
 @contextlib.contextmanager
-def _node(checkpoint: Path, endpoints: Endpoints, bug: str) -> Iterator[ChaosNode]:
+def _node(checkpoint: Path, place: Place) -> Iterator[ChaosNode]:
     command = [sys.executable, "-m", "tests.chaos.node", str(checkpoint)]
     process = subprocess.Popen(
-        [*command, "--bug", bug] if bug else command,
+        [*command, "--bug", place.bug] if place.bug else command,
         cwd=ROOT,
-        env={**child_environment(endpoints), "OMP_NUM_THREADS": "1"},
+        env={**child_environment(place.endpoints), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -27,7 +27,7 @@ from adapter_store.settings import REDIS_SERVICE, Endpoints
 from tests.adapter_store.waiting import wait_until
 from tests.chaos.bench import Bench
 from tests.chaos.node import STALE_MEMO
-from tests.chaos.nodes import ChaosNode, TinyBase, running_nodes
+from tests.chaos.nodes import ChaosNode, Place, TinyBase, running_nodes
 from tests.chaos.row import Row
 from tests.conftest import open_endpoint
 
@@ -53,7 +53,7 @@ def run(scale: float, seed: int, bench: Bench) -> Row:
         publish = Publishing(stack.endpoints, base)
         for name in names:
             publish(name)
-        with running_nodes(base.checkpoint, [stack.endpoints] * node_count) as nodes:
+        with running_nodes(base.checkpoint, [Place(stack.endpoints)] * node_count) as nodes:
             fleet = Fleet(publish, nodes, names, rng)
             fleet.settle()
             hinted = fleet.delays(hinted_count, at_once=2)
@@ -208,7 +208,7 @@ def stale_memo_is_noticed(publish: Publishing, endpoints: Endpoints, base: TinyB
     """The control: a node that finds old entries by name is seen to go back."""
     name = "memorised"
     publish(name)
-    with running_nodes(base.checkpoint, [endpoints], bug=STALE_MEMO) as (node,):
+    with running_nodes(base.checkpoint, [Place(endpoints, STALE_MEMO)]) as (node,):
         node.until(name, 1).result(_PATIENCE_S)
         gen = publish(name)
         node.until(name, gen).result(_PATIENCE_S)

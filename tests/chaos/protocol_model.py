@@ -11,9 +11,8 @@ record keeps its content, the harshest retention there is.
                  '----- rebase, a new attempt ---'-> BEATEN > (rebase | report failure)
     collector  MARK > PLAN > LOOK_INTENTS > LOOK_LOG > DELETE > UNPLAN > END
 
-A state is a tuple of tuples, so that equal states are one; `explore` is breadth first, so a
-violation comes with a shortest way to it. A `Mutant` leaves out or turns round one rule of the
-protocol: every one of them must break a promise, or the model would prove nothing.
+A state is a tuple of tuples, so that equal states are one. A `Mutant` leaves out or turns round one
+rule of the protocol: every one of them must break a promise, or the model would prove nothing.
 """
 
 from __future__ import annotations
@@ -384,45 +383,3 @@ def _spare(state: State, place: int, me: Collector, needed: frozenset[str], step
     return _collect(
         state, place, me._replace(step=step, needed=needed, dead=me.candidates - needed)
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Explored:
-    """How much there is, and a shortest way to a broken promise if there is one."""
-
-    states: int
-    broken: str = ""
-    trace: tuple[str, ...] = ()
-
-
-def explore(world: World, *, limit: int = 5_000_000) -> Explored:
-    """Every state that can be reached, or as far as the first broken promise.
-
-    Raises OverflowError past `limit` states: what is not exhausted proves nothing.
-    """
-    start = world.start()
-    came_from: dict[State, Move | None] = {start: None}
-    frontier = [start]
-    while frontier:
-        reached: list[State] = []
-        for state in frontier:
-            for move in world.moves(state):
-                if move.state in came_from:
-                    continue
-                came_from[move.state] = Move(move.what, state)
-                broken = broken_promise(move.state)
-                if broken:
-                    return Explored(len(came_from), broken, _trace(came_from, move.state))
-                reached.append(move.state)
-        if len(came_from) > limit:
-            raise OverflowError(f"{len(came_from):,} states and no end")
-        frontier = reached
-    return Explored(len(came_from))
-
-
-def _trace(came_from: dict[State, Move | None], state: State) -> tuple[str, ...]:
-    steps = []
-    while (move := came_from[state]) is not None:
-        steps.append(move.what)
-        state = move.state
-    return tuple(reversed(steps))
