@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from adapter_store import signing
 from adapter_store.errors import InvalidSetting, Untrusted
 from adapter_store.memory import MemoryStore
 from adapter_store.provenance import (
@@ -253,3 +255,13 @@ def test_a_changed_trust_file_is_read_again_and_a_broken_one_is_ignored_once(
         trust.check(record)
     with pytest.raises(InvalidSetting, match="cannot be read"):
         TrustFile(path, warn=warnings.append)
+
+
+def test_one_room_alone_imports_cryptography() -> None:
+    package = Path(signing.__file__).parent
+    rooms = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(from|import) cryptography", path.read_text(), re.MULTILINE)
+    ]
+    assert rooms == ["provenance.py"]
