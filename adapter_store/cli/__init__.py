@@ -19,6 +19,7 @@ import typer
 
 from adapter_store.cli import (
     bases,
+    care,
     change,
     completion,
     diff,
@@ -94,6 +95,10 @@ app.command(rich_help_panel=LOOK)(diff.diff)
 app.command(rich_help_panel=LOOK)(pull.pull)
 app.command(rich_help_panel=LOOK)(follow.watch)
 app.command(rich_help_panel=TAKE_CARE)(verify.verify)
+app.command(rich_help_panel=TAKE_CARE)(care.fsck)
+app.command(rich_help_panel=TAKE_CARE)(care.gc)
+app.command(rich_help_panel=TAKE_CARE)(care.pin)
+app.command(rich_help_panel=TAKE_CARE)(care.unpin)
 app.command(rich_help_panel=TAKE_CARE)(keys.reclaim)
 app.command(rich_help_panel=SET_UP)(keys.keygen)
 app.command(rich_help_panel=SET_UP)(store.init)

@@ -82,6 +82,7 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
       adapter-store show pirate@sha256:3f5a9c0d11e2
     """
     from adapter_store.layout import parse_ref
+    from adapter_store.pins import pins_of
     from adapter_store.reader import Reader
     from adapter_store.signing import key_ids
 
@@ -96,6 +97,7 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
         history = f"adapter-store history {name}{tenant_option(settings, owner)}"
         with next_steps({NotFound: history}):
             found = reader.resolve(full_ref(store, owner, reference), refresh=False)
+        pinned = any(pin.vdig == found.version.vdig for pin in pins_of(store, owner, name))
     version = found.version
     document: dict[str, Any] = {
         "tenant": owner,
@@ -105,6 +107,7 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
         "digest": version.vdig,
         "kind": found.kind.value,
         **standing_document(head),
+        "pinned": pinned,
         "signed_by": list(key_ids(version)),
         "base": version.base,
         "config": dict(version.config),
@@ -122,6 +125,7 @@ def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> Non
         tell(f"{'staged':15} {head.staged.label}  sha256:{head.staged.vdig}")
     if head.split:
         tell(f"{'split':15} {arms(head.split)}")
+    tell(f"{'pinned':15} {'yes' if pinned else 'no'}")
     tell(f"{'signed by':15} {', '.join(key_ids(version)) or '-'}")
     tell(f"{'digest':15} sha256:{version.vdig}")
     tell(f"{'base':15} {version.base}")

@@ -76,6 +76,8 @@ STORE_COMMANDS = (
     *(("rollback", "pirate"), ("settle", "pirate", "0" * 32), ("activate", "pirate")),
     *(("split", "pirate", "v1=1", "v2=1"), ("delete", "pirate", "--yes")),
     ("stage", "one", "--name", "pirate"),
+    *(("gc",), ("gc", "--dry-run"), ("fsck",), ("pin", "pirate@v1"), ("unpin", "pirate@v1")),
+    ("check", "--full"),
 )
 
 
