@@ -197,7 +197,7 @@ def test_on_a_terminal_each_file_has_a_bar_and_stdout_has_only_the_result(
     env = {"TERM": "xterm-256color", "COLUMNS": "120", "NO_COLOR": "1" if plain else ""}
     shown, stdout = on_a_terminal(shell, env, "push", "one", "--name", "pirate")
     for file in ("adapter_config.json", "adapter_model.safetensors"):
-        assert re.search(rf"{file}.*━+.*iB/s .*sent", shown), shown
+        assert re.search(rf"{file}.*━+.*B/s .*sent", shown), shown
     assert ("\x1b[3" in shown or "\x1b[2m" in shown) is not plain
     assert stdout.startswith("published pirate@v1  generation 1  sha256:")
     assert len(stdout.splitlines()) == 1
