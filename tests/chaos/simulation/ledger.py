@@ -143,6 +143,9 @@ class Ledger:
     def _on_delete(self, key: str) -> None:
         if "/log/" in key:
             self._report(f"I6 {key} was deleted")
+        if "/pin/" in key:
+            # Pinned, let go and pinned again: the one kind of key that may come back.
+            del self._digests[key]
         if "/blob/" in key:
             for (_, adapter), log in self.logs.items():
                 if key in log.needed(self.keep):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 
@@ -20,10 +21,10 @@ class Pinners:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._unpins: Counter[str] = Counter()
-        """Begun so far; a pin that one overlaps promises nothing."""
-        self._unsure: set[str] = set()
-        """Unpinned without an answer: the request may still be under way."""
+        self._ended: Counter[str] = Counter()
+        """Unpins that came to an end: a pin that one of them overlaps promises nothing."""
+        self._open: Counter[str] = Counter()
+        """Unpins that did not, and may delete the pin at any time."""
 
     def move(self) -> None:
         random = self._world.random
@@ -40,12 +41,12 @@ class Pinners:
 
     def _pin(self, adapter: str, digest: str) -> None:
         name = f"the pin on {digest[:8]} of {adapter}"
-        before = self._unpins[name]
+        before = self._ended[name]
 
         def act(store: Connection) -> None:
             found = Reader(store, parallel=1).resolve(AdapterRef(TENANT, adapter, vdig=digest))
             pin(store, found, sleep=self._world.sleep)
-            if self._unpins[name] == before and name not in self._unsure:
+            if self._ended[name] == before and not self._open[name]:
                 keys = frozenset(chunk.key for chunk in chunks_of([found.version]))
                 self._world.ledger.promise(name, keys)
 
@@ -53,14 +54,14 @@ class Pinners:
 
     def _unpin(self, adapter: str, digest: str) -> None:
         name = f"the pin on {digest[:8]} of {adapter}"
-        self._unpins[name] += 1
+        self._open[name] += 1
         self._world.ledger.pinned.pop(name, None)
 
         def act(store: Connection) -> None:
-            self._unsure.add(name)
-            unpin(store, TENANT, adapter, digest)
-            self._unpins[name] += 1
-            self._unsure.discard(name)
+            with contextlib.suppress(NotFound):
+                unpin(store, TENANT, adapter, digest)
+            self._ended[name] += 1
+            self._open[name] -= 1
 
         self._start("unpin", name, act)
 

@@ -68,7 +68,7 @@ class Publishers:
             except Conflict:
                 self._world.ledger.give_up(open_end.txid)
                 self._told("settled: did not land")
-            except StoreUnavailable:
+            except (OutcomeUnknown, StoreUnavailable):
                 self._told("not settled yet")
                 return
             else:
