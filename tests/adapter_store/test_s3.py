@@ -111,8 +111,11 @@ def test_making_a_bucket_that_is_there_changes_nothing(s3_store: S3Store) -> Non
     assert s3_store.get("v1/a") == b"x"
 
 
-def test_a_body_that_does_not_match_its_digest_is_not_stored(s3_store: S3Store) -> None:
-    assert not s3_store.accepts_damaged("v1/a")
+@pytest.mark.parametrize("damage", list(Damage))
+def test_a_body_that_is_not_what_was_announced_is_not_stored(
+    s3_store: S3Store, damage: Damage
+) -> None:
+    assert not s3_store.accepts_damaged("v1/a", damage)
     with pytest.raises(NotFound):
         s3_store.get("v1/a")
 
