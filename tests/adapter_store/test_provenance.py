@@ -9,7 +9,7 @@ import pytest
 
 from adapter_store.draft import Author, fence_record
 from adapter_store.errors import IntegrityError, Untrusted
-from adapter_store.layout import log_key, parse_ref
+from adapter_store.layout import CHUNK_BYTES, log_key, parse_ref
 from adapter_store.log import MAX_DESCENT, MAX_REREAD
 from adapter_store.memory import MemoryStore
 from adapter_store.meter import MeteredStore
@@ -231,10 +231,13 @@ def test_a_record_of_another_adapter_tenant_or_slot_cannot_be_replayed(
         assert reader.refused(TENANT, ADAPTER) is not None
 
 
-def test_garbage_and_junk_in_the_log_do_not_stop_a_reader(store: MemoryStore, trust: Trust) -> None:
+@pytest.mark.parametrize("garbage", [b"garbage", bytes(CHUNK_BYTES + 1)], ids=["short", "huge"])
+def test_garbage_and_junk_in_the_log_do_not_stop_a_reader(
+    store: MemoryStore, trust: Trust, garbage: bytes
+) -> None:
     warm = Reader(store, verifier=trust)
     warm.head(TENANT, ADAPTER)
-    store.put_new(log_key(TENANT, ADAPTER, 2), b"garbage")
+    store.put_new(log_key(TENANT, ADAPTER, 2), garbage)
     store.put_new(log_key(TENANT, ADAPTER, 2**62), b"far away")
     store.put_new(f"v1/t/{TENANT}/a/{ADAPTER}/log/!", b"junk")
     for reader in (warm, Reader(store, verifier=trust)):

@@ -10,7 +10,7 @@ import pytest
 from adapter_store.draft import Author
 from adapter_store.errors import Conflict, IntegrityError, NotFound
 from adapter_store.intent import Plan
-from adapter_store.layout import log_key, plan_key
+from adapter_store.layout import CHUNK_BYTES, log_key, plan_key
 from adapter_store.memory import MemoryStore
 from adapter_store.objects import ObjectStore
 from adapter_store.reader import Reader
@@ -134,9 +134,10 @@ def test_what_was_served_and_is_not_whole_is_not_served_again(store: Contested, 
     assert Reader(store, verifier=Trust(trusted())).head(TENANT, ADAPTER).gen == 5
 
 
-def test_garbage_in_the_first_slot_leaves_a_deleted_adapter() -> None:
+@pytest.mark.parametrize("garbage", [b"garbage", bytes(CHUNK_BYTES + 1)], ids=["short", "huge"])
+def test_garbage_in_the_first_slot_leaves_a_deleted_adapter(garbage: bytes) -> None:
     store = MemoryStore()
-    store.put_new(log_key(TENANT, ADAPTER, 1), b"garbage")
+    store.put_new(log_key(TENANT, ADAPTER, 1), garbage)
     done = take_back(store)
     assert done is not None
     assert (done.gen, done.kind) == (2, RecordKind.TOMBSTONE)

@@ -15,6 +15,7 @@ from adapter_store.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
+from adapter_store.objects import Damage
 from adapter_store.s3 import CONFLICT_TRIES, S3Store, open_s3
 from adapter_store.settings import Endpoints
 from tests.adapter_store.fault_proxy import FaultProxy, answering, fault_proxy
