@@ -12,6 +12,7 @@ from collections.abc import Callable
 from adapter_store import layout
 from adapter_store.errors import (
     AlreadyExists,
+    IntegrityError,
     NotFound,
     OutcomeUnknown,
     StoreError,
@@ -46,8 +47,9 @@ class Slot:
 
         It is `record` itself, another publisher's, or, when the deadline passed with the answer
         still open, the record that `fence` makes: then `record` can never land. Raises
-        StoreUnavailable when nothing was ever sent, and OutcomeUnknown when `settle_s` more
-        seconds were not enough to learn or fill the slot.
+        StoreUnavailable when nothing was ever sent, IntegrityError when what is no record holds
+        the slot, and OutcomeUnknown when `settle_s` more seconds were not enough to learn or fill
+        it.
         """
         try:
             holder = self._contend(record, deadline)
@@ -58,6 +60,9 @@ class Slot:
                 )
             if holder is None:
                 holder = self._contend(fence(), deadline + settle_s)
+        except IntegrityError:
+            # What holds the slot is no record, so it is not ours, and it stays.
+            raise
         except StoreError as error:
             if not self._in_flight:
                 raise

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from adapter_store import layout
 from adapter_store.commit import Limits, Published
 from adapter_store.errors import (
+    AlreadyExists,
     Conflict,
     IntegrityError,
     OutcomeUnknown,
@@ -268,3 +271,20 @@ def test_a_plain_refusal_is_reported_as_one(store: MemoryStore) -> None:
     with pytest.raises(StoreRefused):
         publish(ReadOnly(store), 1)
     assert store.list("").keys == ()
+
+
+def test_garbage_in_the_slot_of_a_lost_commit_is_a_definite_failure(store: MemoryStore) -> None:
+    publish(store, 1)
+
+    class Littered(FaultyStore):
+        def put_new(self, key: str, body: bytes) -> None:
+            if "/log/" not in key:
+                return super().put_new(key, body)
+            with contextlib.suppress(AlreadyExists):
+                super().put_new(key, b"garbage")
+            raise OutcomeUnknown("no answer")
+
+    with pytest.raises(IntegrityError) as caught:
+        publish(Littered(store), 2)
+    assert not isinstance(caught.value, OutcomeUnknown)
+    assert keys(store, "txn") == ()
