@@ -40,6 +40,8 @@ class EngineConfig:
     poll_seconds: float = 30.0
     """How often a resident adapter's log is checked while the hint stream is healthy."""
     poll_seconds_without_hints: float = 5.0
+    page_wait_seconds: float = 0.5
+    """Versions that wait longer for pages that requests hold have some of those drained."""
     max_staleness: float = 60.0
     """A name checked against the store longer ago than this is checked again at admission."""
 
@@ -47,6 +49,8 @@ class EngineConfig:
         for name in ("pool_bytes", "kv_tokens", "block_tokens", "max_rows", "step_tokens"):
             if getattr(self, name) < 1:
                 raise BadConfiguration(f"{name} must be at least 1")
+        if self.page_wait_seconds < 0:
+            raise BadConfiguration("page_wait_seconds must not be negative")
         if self.kv_tokens < self.block_tokens:
             raise BadConfiguration("kv_tokens must be at least block_tokens, or no request fits")
         if self.step_tokens < self.max_rows:

@@ -58,6 +58,8 @@ class Resident:
     state: Residency = Residency.STAGING
     leases: int = 0
     last_used: int = 0
+    since: float = 0.0
+    """When requests could first hold it, on the engine's clock."""
     superseded: bool = False
     """A newer version serves the name: first to go when pages are needed."""
 
@@ -155,6 +157,22 @@ class SlotTable:
                 free[group] += len(pages)
         return all(want <= have for want, have in zip(wanted, free, strict=True))
 
+    def shortfall(self, wanted: Sequence[int]) -> tuple[int, ...]:
+        """Pages that `wanted` would lack in each group once all that is idle or drains is gone."""
+        going = [*self._idle(), *self._leaving]
+        return tuple(
+            max(0, want - free - sum(len(resident.pages[group]) for resident in going))
+            for group, (want, free) in enumerate(zip(wanted, self.allocator.free, strict=True))
+        )
+
+    def drainable(self, before: float) -> list[Resident]:
+        """Versions that requests hold, and have been able to since `before`."""
+        return [
+            resident
+            for resident in self._residents.values()
+            if resident.state is Residency.RESIDENT and resident.leases and resident.since <= before
+        ]
+
     def stage(self, key: VersionKey, *, wanted: Sequence[int], scale: float) -> Resident:
         """Take pages for a version, evicting idle ones. Call only after `can_make_room`."""
         assert key not in self._residents
@@ -172,9 +190,10 @@ class SlotTable:
         del self._residents[staged.key]
         self._free(staged)
 
-    def activate(self, staged: Resident) -> None:
+    def activate(self, staged: Resident, *, now: float = 0.0) -> None:
         """The pages are filled: from now on the version may be leased."""
         assert staged.state is Residency.STAGING
+        staged.since = now
         self._ticks += 1
         staged.last_used = self._ticks
         staged.state = Residency.RESIDENT

@@ -55,6 +55,8 @@ class NodeSettings(BaseSettings):
     fetch_threads: int = Field(default=_ENGINE.fetch_threads, ge=1)
     poll_seconds: float = Field(default=_ENGINE.poll_seconds, gt=0)
     poll_seconds_without_hints: float = Field(default=_ENGINE.poll_seconds_without_hints, gt=0)
+    page_wait_seconds: float = Field(default=_ENGINE.page_wait_seconds, ge=0)
+    """Versions that wait longer for pages that requests hold have some of those drained."""
     max_staleness: float = Field(default=_ENGINE.max_staleness, ge=0)
     max_request_seconds: float = Field(default=_SERVER.max_request_seconds, gt=0)
     drain_delay: float = Field(default=_SERVER.drain_delay, ge=0)
@@ -83,6 +85,7 @@ class NodeSettings(BaseSettings):
             fetch_threads=self.fetch_threads,
             poll_seconds=self.poll_seconds,
             poll_seconds_without_hints=self.poll_seconds_without_hints,
+            page_wait_seconds=self.page_wait_seconds,
             max_staleness=self.max_staleness,
         )
 

@@ -8,7 +8,7 @@ a request that carries `min_generation` waits for it instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from adapter_store.errors import InvalidName
@@ -28,7 +28,7 @@ from inference_node.adapters.loader import (
     Withdrawn,
 )
 from inference_node.adapters.pool import AdapterPool
-from inference_node.adapters.slots import Entry, SlotTable, VersionKey
+from inference_node.adapters.slots import Entry, Resident, SlotTable, VersionKey
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.sequence import Phase, Sequence
 from inference_node.errors import (
@@ -52,6 +52,7 @@ class _Wanted:
     """Entries to serve under their bare name once the version is resident."""
     host: HostAdapter | None = None
     """Set while it is ready and waits for pages."""
+    ready_at: float = 0.0
 
 
 class Admission:
@@ -68,8 +69,13 @@ class Admission:
         fail: Callable[[Sequence, NodeError], None],
         clock: Callable[[], float],
         max_staleness: float,
+        page_wait: float = 0.5,
     ) -> None:
-        """`ready` is told of each request that holds its lease, `fail` of each that never will."""
+        """`ready` is told of each request that holds its lease, `fail` of each that never will.
+
+        `page_wait` is how long a version waits for pages that requests hold before one of those
+        is drained, in seconds.
+        """
         self._slots = slots
         self._pool = pool
         self._loader = loader
@@ -78,6 +84,7 @@ class Admission:
         self._fail = fail
         self._clock = clock
         self._max_staleness = max_staleness
+        self._page_wait = page_wait
         self._resolving: dict[str, Sequence] = {}
         self._wanted: dict[VersionKey, _Wanted] = {}
         self._reached: dict[tuple[str, str], int] = {}
@@ -122,6 +129,41 @@ class Admission:
             sequence.lease = None
             self._stage_waiting()
 
+    def relieve(self, work_left: Callable[[], Mapping[Resident, int]]) -> None:
+        """Bound the wait for pages: drain what has the least work left until who waits has room.
+
+        `work_left` gives the tokens that requests still want of each version they hold. The next
+        request for a drained version has its name looked up again and waits for pages in its turn;
+        it may be drained once it has been there as long as others wait.
+        """
+        before = self._clock() - self._page_wait
+        starving = [
+            wanted.host.pages
+            for wanted in self._wanted.values()
+            if wanted.host is not None and wanted.ready_at <= before
+        ]
+        if not starving:
+            return
+        # May be more than the pool holds: then all that had its turn makes room.
+        wanted = [sum(pages) for pages in zip(*starving, strict=True)]
+        left: Mapping[Resident, int] = {}
+        drained = False
+        while any(short := self._slots.shortfall(wanted)):
+            of_use = [
+                resident
+                for resident in self._slots.drainable(before)
+                if any(lack and had for lack, had in zip(short, resident.pages, strict=True))
+            ]
+            if not of_use:
+                break
+            left = left or work_left()
+            least = min(of_use, key=lambda r: (left.get(r, 0), r.last_used))
+            log.debug("%s is drained: others have waited for its pages", least.key)
+            self._slots.drain(least.key)
+            drained = True
+        if drained:
+            self._watch_names()
+
     def on_event(self, event: LoaderEvent) -> None:
         """Act on what a worker thread reports."""
         match event:
@@ -136,7 +178,7 @@ class Admission:
                 self._loader.settled(key)
                 self._give_up(key, error)
             case Filled(staged):
-                self._slots.activate(staged)
+                self._slots.activate(staged, now=self._clock())
                 self._on_resident(staged.key)
             case Unfilled(staged, error):
                 self._slots.abandon(staged)
@@ -223,6 +265,7 @@ class Admission:
         if wanted is None:
             return
         wanted.host = host
+        wanted.ready_at = self._clock()
         self._stage_waiting()
 
     def _stage_waiting(self) -> None:

@@ -113,6 +113,7 @@ def build_engine(
             fail=fail,
             clock=clock,
             max_staleness=config.max_staleness,
+            page_wait=config.page_wait_seconds,
         )
 
     def describe(status: PoolStatus, running: int, waiting: int) -> ModelInfo:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from adapter_store.record import BaseCard
 from inference_node.adapters.loader import Loader, LoaderEvent, Watcher
-from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.slots import Resident, SlotTable
 from inference_node.engine.admission import Admission
 from inference_node.engine.runner import Drawn, Runner
 from inference_node.engine.scheduler import Scheduler, earliest_deadline
@@ -230,6 +230,7 @@ class EngineLoop:
         """Take news, expire, run one step. True when nothing could run."""
         self._receive(block=False)
         self._expire()
+        self._admission.relieve(self._work_left)
         step = self._scheduler.schedule()
         if step is None:
             return True
@@ -276,6 +277,14 @@ class EngineLoop:
         sequence.ready_at = self._clock()
         self._tell(sequence, Started(sequence.served))
         self._scheduler.add(sequence)
+
+    def _work_left(self) -> dict[Resident, int]:
+        """Tokens that requests still want of each version they hold."""
+        left: dict[Resident, int] = {}
+        for sequence in self._active.values():
+            if sequence.lease is not None:
+                left[sequence.lease] = left.get(sequence.lease, 0) + sequence.remaining
+        return left
 
     def _expire(self) -> None:
         now = self._clock()

@@ -67,6 +67,11 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt)
 
     @property
+    def remaining(self) -> int:
+        """Tokens that may still pass through the model for this request."""
+        return self.pending + self.request.stopping.max_new_tokens - self.produced
+
+    @property
     def served(self) -> Served:
         if self.entry is None:
             return Served(self.request.tenant, "", "", 0, "")

@@ -1,0 +1,176 @@
+"""More hot adapters than the pool holds: whoever waits for pages gets them within a bound.
+
+sglang#17913, vllm#1804: adapters with a steady stream of requests kept their slots for ever, and
+requests for the others starved.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from inference_node.adapters.slots import PageAllocator, SlotTable, VersionKey
+from inference_node.engine.admission import Admission
+from inference_node.engine.runner import Drawn, Runner
+from inference_node.engine.scheduler import Step
+from inference_node.errors import PoolFull
+from inference_node.request import Completed, Event, Failed, Request, Stopping
+from tests.inference_node.conftest import StartTiny
+from tests.inference_node.harness import Node
+from tests.inference_node.tiny import make_adapter
+
+HOT = 3
+ANSWER = 12
+"""Tokens of each request of a stream."""
+BOUND = 10 * ANSWER
+"""Steps within which a waiting adapter's first token must come: several answers' worth."""
+
+
+@dataclass
+class Stream:
+    """Requests for one adapter without end: the next one is sent before the last one ends."""
+
+    node: Node
+    adapter: str
+    open: bool = True
+    ids: Iterator[int] = field(default_factory=itertools.count)
+    failed: list[Failed] = field(default_factory=list)
+
+    def send(self) -> None:
+        """One more request, which sends two more when it is half done, as if there were no end."""
+        seen = 0
+
+        def on_event(event: Event) -> None:
+            nonlocal seen
+            if isinstance(event, Failed):
+                self.failed.append(event)
+            if isinstance(event, Completed):
+                return
+            seen += 1
+            if seen == ANSWER // 2 and self.open:
+                self.send()
+
+        request = Request(
+            request_id=f"{self.adapter}-{next(self.ids)}",
+            tenant="default",
+            adapter=self.adapter,
+            prompt=(5, 6, 7),
+            stopping=Stopping(max_new_tokens=ANSWER, ignore_eos=True),
+        )
+        self.node.engine.submit(request, on_event)
+
+
+@pytest.fixture
+def crowded(start_tiny: StartTiny, tmp_path: Path) -> Node:
+    """A pool that is held wholly by three adapters whose requests overlap for ever."""
+    page_bytes = start_tiny().engine.info().pool.page_bytes
+    node = start_tiny(pool_bytes=HOT * page_bytes, page_wait_seconds=0.05)
+    for seed in range(HOT + 1):
+        folder = make_adapter(tmp_path / f"n{seed}", dict(node.card.modules), rank=8, seed=seed)
+        node.publish(f"n{seed}", folder)
+    return node
+
+
+def occupy(node: Node) -> list[Stream]:
+    for hot in range(HOT):
+        node.ask(f"n{hot}", tokens=1).wait()
+    streams = [Stream(node, f"n{hot}") for hot in range(HOT)]
+    for stream in streams:
+        stream.send()
+    return streams
+
+
+def stop(node: Node, streams: list[Stream]) -> None:
+    for stream in streams:
+        stream.open = False
+    node.settle()
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the step's rows with every step."""
+    steps: list[int] = []
+    run = Runner.run
+
+    def counted(self: Runner, step: Step) -> list[Drawn]:
+        steps.append(len(step.work))
+        return run(self, step)
+
+    monkeypatch.setattr(Runner, "run", counted)
+    return steps
+
+
+def test_an_adapter_that_waits_for_pages_held_by_endless_streams_is_served_within_a_bound(
+    crowded: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = crowded.ask(f"n{HOT}", tokens=ANSWER).tokens
+    streams = occupy(crowded)
+    steps = count_steps(monkeypatch)
+    waits = []
+    for _ in range(3):
+        before = len(steps)
+        answer = crowded.ask(f"n{HOT}", (5, 6, 7), tokens=ANSWER, deadline_in=60.0).wait(tokens=1)
+        waits.append(len(steps) - before)
+        answer.wait()
+    again = crowded.ask(f"n{HOT}", tokens=ANSWER, deadline_in=60.0).tokens
+    stop(crowded, streams)
+    assert again == expected
+    assert [stream.failed for stream in streams] == [[]] * HOT
+    assert max(waits) <= BOUND, waits
+
+
+def test_control_without_the_drain_the_waiting_adapter_starves(
+    crowded: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Admission, "relieve", lambda self, work_left: None)
+    streams = occupy(crowded)
+    steps = count_steps(monkeypatch)
+    starved = crowded.ask(f"n{HOT}", (5, 6, 7), tokens=ANSWER, deadline_in=4.0)
+    assert isinstance(starved.error, PoolFull)
+    stop(crowded, streams)
+    assert len(steps) > BOUND, "it waited for longer than the bound that the drain keeps"
+
+
+def test_the_adapters_that_made_room_are_served_again_when_their_turn_comes(
+    crowded: Node,
+) -> None:
+    names = [f"n{index}" for index in range(HOT + 1)]
+    truth = {name: crowded.ask(name, tokens=ANSWER).tokens for name in names}
+    streams = [Stream(crowded, name) for name in names]
+    for stream in streams:
+        stream.send()
+    for name in names * 2:
+        assert crowded.ask(name, tokens=ANSWER, deadline_in=60.0).tokens == truth[name]
+    stop(crowded, streams)
+    assert [stream.failed for stream in streams] == [[]] * len(names)
+
+
+def table(*leases: int) -> SlotTable:
+    """One page each; `leases[i]` requests hold version i."""
+    slots = SlotTable(PageAllocator([len(leases)]))
+    for index, held in enumerate(leases):
+        key = VersionKey("t", str(index))
+        slots.activate(slots.stage(key, wanted=[1], scale=1.0), now=float(index))
+        for _ in range(held):
+            slots.lease(key)
+    return slots
+
+
+def test_what_drains_or_lies_idle_already_counts_as_room() -> None:
+    slots = table(1, 1, 0)
+    assert slots.shortfall([1]) == (0,)
+    assert slots.shortfall([2]) == (1,)
+    slots.drain(VersionKey("t", "0"))
+    assert slots.shortfall([2]) == (0,)
+    assert slots.shortfall([3]) == (1,)
+
+
+def test_only_a_version_that_requests_hold_and_that_had_its_turn_is_drained() -> None:
+    slots = table(1, 2, 0, 1)
+    assert [resident.key.vdig for resident in slots.drainable(1.0)] == ["0", "1"]
+    slots.drain(VersionKey("t", "1"))
+    assert [resident.key.vdig for resident in slots.drainable(9.0)] == ["0", "3"]
+    slots.check_integrity()
