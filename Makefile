@@ -8,7 +8,7 @@ SEED   ?= 0
 TIME   ?= 1800
 ROWS   ?=
 
-.PHONY: help setup demo test lint protos up down bench chaos fuzz clean
+.PHONY: help setup demo test test-store test-minio lint protos up down bench chaos fuzz clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
 
@@ -26,6 +26,12 @@ demo: setup ## the whole product on a real 4-bit model, in one terminal
 
 test: setup ## every test
 	$(BIN)/python -m pytest -q
+
+test-store: setup ## contract, conformance and races on the store that LORAPOOL_TEST_S3_ENDPOINT, _S3_KEY, _S3_SECRET name
+	$(BIN)/python -m tests.store_suites -q
+
+test-minio: setup ## the same on MinIO: MINIO_BIN, or minio on PATH, or the compose service
+	$(BIN)/python -m tests.minio -q
 
 lint: $(STAMP) ## ruff, mypy, import contracts, generated code, protos
 	$(BIN)/ruff check .

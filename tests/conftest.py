@@ -1,15 +1,12 @@
 """Real services for every test that asks: one embedded stack per session and xdist worker.
 
-LORAPOOL_TEST_S3_ENDPOINT, _S3_KEY, _S3_SECRET and LORAPOOL_TEST_REDIS_URL name other services to
-test against. Buckets named `lorapool-test-*` are made and removed there, and Redis databases 1 to
-15 are emptied.
+Variables LORAPOOL_TEST_* name other services to test against: named_services.py lists them.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -21,8 +18,13 @@ from adapter_store.embedded import EmbeddedStack
 from adapter_store.redis_client import open_redis
 from adapter_store.s3 import S3Store, open_s3
 from adapter_store.settings import Endpoints
+from tests.named_services import S3_ENDPOINT, named_or, new_bucket
 
 _databases = itertools.cycle(range(1, 16))
+
+
+def pytest_report_header() -> str:
+    return f"S3: {os.environ.get(S3_ENDPOINT) or 'embedded SeaweedFS'}"
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +43,7 @@ def services(request: pytest.FixtureRequest) -> Endpoints:
 @pytest.fixture
 def endpoints(services: Endpoints, redis_url: str) -> Iterator[Endpoints]:
     """A bucket and a Redis database of this test's own; `.environment()` hands them to a child."""
-    own = replace(services, s3_bucket=f"lorapool-test-{secrets.token_hex(8)}", redis_url=redis_url)
+    own = replace(services, s3_bucket=new_bucket(), redis_url=redis_url)
     store = open_endpoint(own)
     store.ensure_bucket()
     yield own
@@ -86,27 +88,6 @@ def open_endpoint(endpoints: Endpoints) -> S3Store:
         region=endpoints.s3_region,
         access_key=endpoints.s3_access_key,
         secret_key=endpoints.s3_secret_key,
-    )
-
-
-def named_or(embedded: Callable[[], Endpoints]) -> Endpoints:
-    """The services that the environment names; for what it does not name, `embedded`."""
-    s3, redis = _named_s3(), os.environ.get("LORAPOOL_TEST_REDIS_URL", "")
-    if s3 is not None and redis:
-        return replace(s3, redis_url=redis)
-    own = embedded()
-    return replace(s3 or own, redis_url=redis or own.redis_url)
-
-
-def _named_s3() -> Endpoints | None:
-    endpoint = os.environ.get("LORAPOOL_TEST_S3_ENDPOINT")
-    if not endpoint:
-        return None
-    return Endpoints(
-        s3_endpoint=endpoint,
-        s3_access_key=os.environ["LORAPOOL_TEST_S3_KEY"],
-        s3_secret_key=os.environ["LORAPOOL_TEST_S3_SECRET"],
-        redis_url="",
     )
 
 

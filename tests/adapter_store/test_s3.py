@@ -35,8 +35,9 @@ class TestS3Store(ObjectStoreContract):
 def proxy(endpoints: Endpoints) -> Iterator[FaultProxy]:
     url = urlsplit(endpoints.s3_endpoint)
     assert url.hostname is not None
-    assert url.port is not None
-    with fault_proxy(url.hostname, url.port) as running:
+    if url.scheme != "http":
+        pytest.skip("the fault proxy cannot stand between TLS and its server")
+    with fault_proxy(url.hostname, url.port or 80) as running:
         yield running
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -16,7 +15,8 @@ from adapter_store.embedded import EmbeddedStack
 from adapter_store.redis_client import open_redis
 from adapter_store.s3 import S3Store
 from adapter_store.settings import Endpoints
-from tests.conftest import named_or, open_endpoint, remove_bucket
+from tests.conftest import open_endpoint, remove_bucket
+from tests.named_services import named_or, new_bucket
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ class Bench:
         url = urlsplit(base.redis_url)._replace(path=f"/{next(self._databases)}").geturl()
         with open_redis(url) as client:
             client.flushdb()
-        own = replace(base, s3_bucket=f"lorapool-test-{secrets.token_hex(8)}", redis_url=url)
+        own = replace(base, s3_bucket=new_bucket(), redis_url=url)
         store = open_endpoint(own)
         store.ensure_bucket()
         try:

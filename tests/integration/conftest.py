@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -30,6 +29,7 @@ from tests.inference_node.harness import Node, start_node
 from tests.inference_node.tiny import make_adapter, make_checkpoint
 from tests.integration.node_process import NodeProcess
 from tests.integration.site import Site
+from tests.named_services import new_bucket
 
 CONTEXT = 4096
 VOICES = 3
@@ -66,7 +66,7 @@ def site(
     redis_url = urlsplit(services.redis_url)._replace(path=_DATABASE).geturl()
     with open_redis(redis_url) as client:
         client.flushdb()
-    bucket = f"lorapool-test-{secrets.token_hex(8)}"
+    bucket = new_bucket()
     endpoints = replace(services, s3_bucket=bucket, redis_url=redis_url)
     store = open_endpoint(endpoints)
     store.ensure_bucket()

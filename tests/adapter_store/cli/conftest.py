@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,13 @@ from adapter_store.s3 import S3Store, open_s3
 from adapter_store.settings import Endpoints
 from tests.adapter_store.adapter_files import CARD, write_adapter
 from tests.adapter_store.cli.shell import Shell
+from tests.named_services import new_bucket
 
 
 @pytest.fixture(scope="session")
 def shared_bucket(services: Endpoints) -> Iterator[str]:
     """One bucket for all tests of the tool: making one takes longer than most commands."""
-    name = f"lorapool-test-{secrets.token_hex(8)}"
+    name = new_bucket()
     store = _opened(replace(services, s3_bucket=name))
     store.ensure_bucket()
     yield name
