@@ -29,7 +29,8 @@ MISUSED = 2
 
 
 def run_suites(environ: Mapping[str, str], options: Sequence[str] = ()) -> int:
-    """pytest's exit status; its first lines say which store was used."""
+    """pytest's exit status. `environ` names a store."""
+    print(f"proving the store at {environ[S3_ENDPOINT]}", flush=True)
     command = (sys.executable, "-m", "pytest", *SUITES, *options)
     return subprocess.run(command, cwd=ROOT, env=dict(environ), check=False).returncode
 
