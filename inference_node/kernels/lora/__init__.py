@@ -13,8 +13,8 @@ S-LoRA's paged pool (arXiv 2311.03285).
 
 from inference_node.kernels.lora.contract import (
     BLOCK_WORK,
-    FEW_ROWS,
     PAGE_RANKS,
+    TILE_ROWS,
     GroupPlan,
     GroupPool,
     GroupShape,
@@ -35,7 +35,7 @@ from inference_node.kernels.lora.reference import (
 
 __all__ = [
     "BLOCK_WORK",
-    "FEW_ROWS",
+    "TILE_ROWS",
     "PAGE_RANKS",
     "GroupPlan",
     "GroupPool",

@@ -13,8 +13,8 @@ PAGE_RANKS = 8
 BLOCK_WORK = 512
 """Rows times pages of one block. In a block every row meets every page, most of them with weight
 zero: cheaper than a product a row while a block is small, dearer when it is large."""
-FEW_ROWS = 4
-"""Where a kernel reads pages in place, up to this many rows of one adapter go row by row."""
+TILE_ROWS = 32
+"""Rows of one adapter that a kernel reading pages in place takes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,8 @@ class RowPages:
     row: torch.Tensor  # [pairs] int32, ascending
     page: torch.Tensor  # [pairs] int32
     scale: torch.Tensor  # [pairs] float32
+    tile: torch.Tensor  # [tiles + 1] int32: runs tile[i] to tile[i + 1] read the same pages, and
+    # their rows lie one under the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class GroupPlan:
     rows: int
     """Rows of the step."""
     blocks: tuple[RowBlock, ...]
-    """Rows that go through the pages of their block, gathered."""
+    """Rows that go through the pages of their block, gathered; none in a plan `in_place`."""
     single: RowPages | None = None
     """Rows that read their pages in place."""
 
@@ -120,18 +122,16 @@ class LoraPlan:
     ) -> LoraPlan | None:
         """`segments` are (first row, rows, adapter or None for the base), covering every row.
 
-        With `in_place`, segments of at most FEW_ROWS rows read their pages where they lie; it takes
-        a kernel that can (`shrink_rows`, `expand_add_rows`). Returns None when no row has an
-        adapter.
+        With `in_place`, rows read their pages where they lie; it takes a kernel that can
+        (`shrink_rows`, `expand_add_rows`). Returns None when no row has an adapter.
         """
         rows = sum(count for _, count, _ in segments)
-        few, many = _by_length(segments, FEW_ROWS if in_place else 0)
-        batches = _batches(many)
+        batches = [] if in_place else _batches(segments)
         plans = []
         for group in range(groups):
             made = (_block(batch, group, device=device, dtype=dtype) for batch in batches)
             blocks = tuple(block for block in made if block is not None)
-            single = _row_pages(few, group, device=device)
+            single = _row_pages(segments, group, device=device) if in_place else None
             plans.append(GroupPlan(rows, blocks, single) if blocks or single else None)
         content = tuple(
             tuple(slot.stamp for _, _, slot in batch if slot is not None) for batch in batches
@@ -140,12 +140,6 @@ class LoraPlan:
 
 
 _Segment = tuple[int, int, SlotPages | None]
-
-
-def _by_length(segments: Sequence[_Segment], few: int) -> tuple[list[_Segment], list[_Segment]]:
-    """Segments of at most `few` rows, and the longer ones."""
-    short = [segment for segment in segments if segment[1] <= few]
-    return short, [segment for segment in segments if segment[1] > few]
 
 
 def _batches(segments: Sequence[_Segment]) -> list[list[_Segment]]:
@@ -192,15 +186,18 @@ def _row_pages(
     row: list[int] = []
     page: list[int] = []
     scale: list[float] = []
+    tile: list[int] = [0]
     for start, count, slot in segments:
         own = slot.pages[group] if slot is not None else ()
         if slot is None or not own:
             continue
         for line in range(start, start + count):
             row += [line] * len(own)
-            page += own
-            scale += [slot.scale] * len(own)
             first.append(len(row))
+        page += own * count
+        scale += [slot.scale] * (len(own) * count)
+        begun = tile[-1]
+        tile += [*range(begun + TILE_ROWS, begun + count, TILE_ROWS), begun + count]
     if not row:
         return None
 
@@ -208,4 +205,4 @@ def _row_pages(
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     scales = torch.tensor(scale, dtype=torch.float32, device=device)
-    return RowPages(index(first), index(row), index(page), scales)
+    return RowPages(index(first), index(row), index(page), scales, index(tile))

@@ -17,6 +17,10 @@ static inline int64_t thread_index(void) { return 0; }
 #define MAX_GROUP_DIM 8192
 
 typedef uint16_t bf16;
+typedef float vec __attribute__((vector_size(64)));
+typedef uint32_t bits16 __attribute__((vector_size(64)));
+typedef uint16_t raw16_bf16 __attribute__((vector_size(32)));
+typedef vec raw16_f32;
 
 static inline float bf16_load(bf16 v) {
     uint32_t bits = (uint32_t)v << 16;
@@ -33,6 +37,11 @@ static inline bf16 bf16_store(float f) {
     return (bf16)((bits & 0x7FFFFFFFu) > 0x7F800000u ? (bits >> 16) | 0x40u : rounded);
 }
 
+static inline vec bf16_widen(raw16_bf16 raw) {
+    return (vec)(__builtin_convertvector(raw, bits16) << 16);
+}
+
+static inline vec f32_widen(vec v) { return v; }
 static inline float f32_load(float v) { return v; }
 static inline float f32_store(float v) { return v; }
 
@@ -58,15 +67,18 @@ static inline float exp_nonpositive(float x) {
 #define T bf16
 #define LOAD bf16_load
 #define STORE bf16_store
+#define WIDEN bf16_widen
 #define NAME(f) f##_bf16
 #include "typed.h"
 #undef T
 #undef LOAD
 #undef STORE
+#undef WIDEN
 #undef NAME
 
 #define T float
 #define LOAD f32_load
 #define STORE f32_store
+#define WIDEN f32_widen
 #define NAME(f) f##_f32
 #include "typed.h"

@@ -23,8 +23,8 @@ MAX_GROUP_DIM = 8192
 _PTR, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _SIGNATURES: dict[str, list[type]] = {
-    "lora_shrink": [_PTR, _PTR, _INT, _PTR, *[_INT] * 4, *[_PTR] * 3],
-    "lora_expand_add": [_PTR, _INT, _PTR, _PTR, _INT, _INT, _PTR, _INT, *[_PTR] * 3],
+    "lora_shrink": [_PTR, _PTR, _INT, _PTR, *[_INT] * 4, *[_PTR] * 5],
+    "lora_expand_add": [_PTR, _INT, _PTR, _PTR, _INT, _INT, _PTR, _INT, *[_PTR] * 4],
     "decode_attention": [*[_PTR] * 4, *[_INT] * 5, _PTR, _INT, _PTR, _FLOAT, _PTR, _INT],
 }
 
@@ -62,7 +62,9 @@ class Library:
             a.stride(0),
             shape.slices,
             shape.in_features,
-            count,
+            rows.tile.shape[0] - 1,
+            rows.tile.data_ptr(),
+            rows.first.data_ptr(),
             rows.row.data_ptr(),
             rows.page.data_ptr(),
             rows.scale.data_ptr(),
@@ -85,7 +87,8 @@ class Library:
             b.stride(0),
             shape.slices,
             (ctypes.c_int64 * shape.slices)(*shape.out_features),
-            rows.first.shape[0] - 1,
+            rows.tile.shape[0] - 1,
+            rows.tile.data_ptr(),
             rows.first.data_ptr(),
             rows.row.data_ptr(),
             rows.page.data_ptr(),

@@ -1,79 +1,151 @@
+/* Sixteen elements as float32, and back. */
+static inline vec NAME(load16)(const T *from) {
+    NAME(raw16) raw;
+    memcpy(&raw, from, sizeof raw);
+    return WIDEN(raw);
+}
+
+static inline void NAME(store16)(T *to, vec v) {
+    float f[16];
+    memcpy(f, &v, sizeof f);
+    for (int i = 0; i < 16; i++) to[i] = STORE(f[i]);
+}
+
+/* For `rows` rows, a constant where it is inlined, and all ranks of one page:
+ * h[row, r] = scale * dot(x[row], a[r])
+ */
+static inline __attribute__((always_inline)) void NAME(shrink_rows)(
+    float *restrict h, int64_t h_stride, const T *restrict x, int64_t x_stride,
+    const T *restrict a, int64_t in, const int rows, float scale) {
+    enum { AT_ONCE = 4 };
+    for (int r = 0; r < RANKS; r += AT_ONCE) {
+        const T *as = a + r * in;
+        vec sums[AT_ONCE][4] = {0};
+        float total[AT_ONCE][4];
+        int64_t i = 0;
+        for (; i + 16 <= in; i += 16) {
+            vec columns[AT_ONCE];
+            for (int k = 0; k < AT_ONCE; k++) columns[k] = NAME(load16)(as + k * in + i);
+            for (int row = 0; row < rows; row++) {
+                vec v = NAME(load16)(x + row * x_stride + i);
+                for (int k = 0; k < AT_ONCE; k++) sums[k][row] += v * columns[k];
+            }
+        }
+        for (int k = 0; k < AT_ONCE; k++)
+            for (int row = 0; row < rows; row++) {
+                float lanes[16], sum = 0;
+                memcpy(lanes, &sums[k][row], sizeof lanes);
+                for (int lane = 0; lane < 16; lane++) sum += lanes[lane];
+                for (int64_t j = i; j < in; j++)
+                    sum += LOAD(x[row * x_stride + j]) * LOAD(as[k * in + j]);
+                total[k][row] = sum;
+            }
+        for (int row = 0; row < rows; row++)
+            for (int k = 0; k < AT_ONCE; k++) h[row * h_stride + r + k] = total[k][row] * scale;
+    }
+}
+
 /* h[pair, slice, r] = scale[pair] * dot(x[row[pair]], a[page[pair], slice, r])
  *
  * x [rows, in] with x_stride elements between rows; a: RANKS * in elements a slice, slices side by
- * side, a_stride elements between pages; h [pairs, slices, RANKS] float32.
+ * side, a_stride elements between pages; h [pairs, slices, RANKS] float32. Pairs of one row are
+ * neighbours: run i is pairs first[i] to first[i + 1]. Tile t is runs tile[t] to tile[t + 1]: rows
+ * one under the other that read the same pages.
  */
 void NAME(lora_shrink)(float *restrict h, const T *restrict x, int64_t x_stride,
                        const T *restrict a, int64_t a_stride, int64_t slices, int64_t in,
-                       int64_t pairs, const int32_t *restrict row, const int32_t *restrict page,
+                       int64_t tiles, const int32_t *restrict tile, const int32_t *restrict first,
+                       const int32_t *restrict row, const int32_t *restrict page,
                        const float *restrict scale) {
 #pragma omp parallel for schedule(static)
-    for (int64_t task = 0; task < pairs * slices; task++) {
-        int64_t pair = task / slices, slice = task % slices;
-        const T *xs = x + row[pair] * x_stride;
-        const T *as = a + page[pair] * a_stride + slice * RANKS * in;
-        for (int r = 0; r < RANKS; r += 4) {
-            const T *a0 = as + r * in, *a1 = a0 + in, *a2 = a1 + in, *a3 = a2 + in;
-            float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-            for (int64_t i = 0; i < in; i++) {
-                float v = LOAD(xs[i]);
-                s0 += v * LOAD(a0[i]);
-                s1 += v * LOAD(a1[i]);
-                s2 += v * LOAD(a2[i]);
-                s3 += v * LOAD(a3[i]);
+    for (int64_t task = 0; task < tiles * slices; task++) {
+        int64_t t = task / slices, slice = task % slices;
+        int32_t run = tile[t], end = tile[t + 1];
+        int64_t pages = first[run + 1] - first[run], h_stride = pages * slices * RANKS;
+        for (; run < end; run += end - run >= 4 ? 4 : 1)
+            for (int32_t pair = first[run]; pair < first[run + 1]; pair++) {
+                const T *xs = x + row[pair] * x_stride;
+                const T *as = a + page[pair] * a_stride + slice * RANKS * in;
+                float *hs = h + (pair * slices + slice) * RANKS;
+                if (end - run >= 4)
+                    NAME(shrink_rows)(hs, h_stride, xs, x_stride, as, in, 4, scale[pair]);
+                else
+                    NAME(shrink_rows)(hs, h_stride, xs, x_stride, as, in, 1, scale[pair]);
             }
-            float *out = h + (pair * slices + slice) * RANKS + r;
-            out[0] = s0 * scale[pair];
-            out[1] = s1 * scale[pair];
-            out[2] = s2 * scale[pair];
-            out[3] = s3 * scale[pair];
+    }
+}
+
+enum { NAME(TILE) = 512 };
+
+/* For `rows` rows, a constant where it is inlined: sum[row, i] += sum over r of h[row, r] * b[r, i] */
+static inline __attribute__((always_inline)) void NAME(expand_rows)(
+    float *restrict sum, const float *restrict h, int64_t h_stride, const T *restrict b,
+    int64_t width, int64_t count, const int rows) {
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        vec ups[RANKS];
+        for (int r = 0; r < RANKS; r++) ups[r] = NAME(load16)(b + r * width + i);
+        for (int row = 0; row < rows; row++) {
+            vec v;
+            memcpy(&v, sum + row * NAME(TILE) + i, sizeof v);
+            for (int r = 0; r < RANKS; r++) v += h[row * h_stride + r] * ups[r];
+            memcpy(sum + row * NAME(TILE) + i, &v, sizeof v);
         }
     }
+    for (; i < count; i++)
+        for (int row = 0; row < rows; row++)
+            for (int r = 0; r < RANKS; r++)
+                sum[row * NAME(TILE) + i] += h[row * h_stride + r] * LOAD(b[r * width + i]);
 }
 
 /* y[row, o] += sum over the row's pairs and ranks of h[pair, slice of o, r] * b[page[pair], r, o]
  *
  * y [rows, outs of all slices] with y_stride elements between rows; b [pages, RANKS, outs] with
- * b_stride elements between pages; outs [slices]; h as above. Pairs of one row are neighbours: run i
- * is pairs first[i] to first[i + 1]. The sum is rounded once, into y.
+ * b_stride elements between pages; outs [slices]; the rest as in lora_shrink. The sum is rounded
+ * once, into y.
  */
 void NAME(lora_expand_add)(T *restrict y, int64_t y_stride, const float *restrict h,
                            const T *restrict b, int64_t b_stride, int64_t slices,
-                           const int64_t *restrict outs, int64_t runs,
-                           const int32_t *restrict first, const int32_t *restrict row,
-                           const int32_t *restrict page) {
-    enum { TILE = 512 };
-    int64_t tiles = 0, width = 0;
+                           const int64_t *restrict outs, int64_t tiles,
+                           const int32_t *restrict tile, const int32_t *restrict first,
+                           const int32_t *restrict row, const int32_t *restrict page) {
+    int64_t strips = 0, width = 0;
     for (int64_t slice = 0; slice < slices; slice++) {
-        tiles += (outs[slice] + TILE - 1) / TILE;
+        strips += (outs[slice] + NAME(TILE) - 1) / NAME(TILE);
         width += outs[slice];
     }
 #pragma omp parallel for schedule(static)
-    for (int64_t task = 0; task < runs * tiles; task++) {
-        int64_t run = task / tiles, tile = task % tiles, slice = 0, column = 0;
-        while (tile >= (outs[slice] + TILE - 1) / TILE) {
-            tile -= (outs[slice] + TILE - 1) / TILE;
+    for (int64_t task = 0; task < tiles * strips; task++) {
+        int64_t t = task / strips, strip = task % strips, slice = 0, column = 0;
+        while (strip >= (outs[slice] + NAME(TILE) - 1) / NAME(TILE)) {
+            strip -= (outs[slice] + NAME(TILE) - 1) / NAME(TILE);
             column += outs[slice++];
         }
-        int64_t count = outs[slice] - tile * TILE < TILE ? outs[slice] - tile * TILE : TILE;
-        column += tile * TILE;
-        float sum[TILE];
-        T *ys = y + row[first[run]] * y_stride + column;
-        for (int64_t i = 0; i < count; i++) sum[i] = LOAD(ys[i]);
-        for (int32_t pair = first[run]; pair < first[run + 1]; pair++) {
-            const T *bs = b + page[pair] * b_stride + column;
-            const float *hs = h + (pair * slices + slice) * RANKS;
-            for (int r = 0; r < RANKS; r += 4) {
-                const T *b0 = bs + r * width, *b1 = b0 + width, *b2 = b1 + width, *b3 = b2 + width;
-                float h0 = hs[r], h1 = hs[r + 1], h2 = hs[r + 2], h3 = hs[r + 3];
-#pragma omp simd
+        int64_t left = outs[slice] - strip * NAME(TILE);
+        int64_t count = left < NAME(TILE) ? left : NAME(TILE);
+        column += strip * NAME(TILE);
+        int32_t run = tile[t], end = tile[t + 1];
+        int64_t h_stride = (first[run + 1] - first[run]) * slices * RANKS;
+        while (run < end) {
+            int rows = end - run >= 4 ? 4 : 1;
+            float sum[4 * NAME(TILE)];
+            T *ys = y + row[first[run]] * y_stride + column;
+            for (int k = 0; k < rows; k++)
                 for (int64_t i = 0; i < count; i++)
-                    sum[i] += h0 * LOAD(b0[i]) + h1 * LOAD(b1[i]) + h2 * LOAD(b2[i]) +
-                              h3 * LOAD(b3[i]);
+                    sum[k * NAME(TILE) + i] = LOAD(ys[k * y_stride + i]);
+            for (int32_t pair = first[run]; pair < first[run + 1]; pair++) {
+                const T *bs = b + page[pair] * b_stride + column;
+                const float *hs = h + (pair * slices + slice) * RANKS;
+                if (rows == 4)
+                    NAME(expand_rows)(sum, hs, h_stride, bs, width, count, 4);
+                else
+                    NAME(expand_rows)(sum, hs, h_stride, bs, width, count, 1);
             }
+            for (int k = 0; k < rows; k++)
+                for (int64_t i = 0; i < count; i++)
+                    ys[k * y_stride + i] = STORE(sum[k * NAME(TILE) + i]);
+            run += rows;
         }
-        for (int64_t i = 0; i < count; i++) ys[i] = STORE(sum[i]);
     }
 }
 

@@ -18,7 +18,7 @@ from inference_node.engine.build import build_engine
 from inference_node.errors import BadConfiguration
 from inference_node.kernels.backend import Backend, choose
 from inference_node.kernels.lora import (
-    FEW_ROWS,
+    TILE_ROWS,
     GroupPool,
     GroupShape,
     LoraPlan,
@@ -91,7 +91,7 @@ def readable(slots: Sequence[SlotPages | None]) -> list[int]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("each", [1, FEW_ROWS])
+@pytest.mark.parametrize("each", [1, 3, 7, 2 * TILE_ROWS + 1])
 def test_rows_of_mixed_ranks_read_their_own_pages_and_no_other(
     library: Library, shape: GroupShape, dtype: torch.dtype, each: int
 ) -> None:
@@ -116,17 +116,17 @@ def test_control_a_route_that_is_off_by_one_is_seen(library: Library, fault: str
     rows, pool = rows_of(slots), pool_of(SHAPES[0], torch.float32, readable=readable(slots))
     x = torch.randn(len(slots), SHAPES[0].in_features)
     right = library.shrink_rows(x, pool, LAYER, rows)
-    moved = {name: getattr(rows, name) for name in ("first", "row", "page", "scale")}
+    moved = {name: getattr(rows, name) for name in ("first", "row", "page", "scale", "tile")}
     moved[fault] = moved[fault].roll(1)
     wrong = library.shrink_rows(x, pool, LAYER, RowPages(**moved))
     assert not torch.allclose(right, wrong, atol=1e-2)
 
 
-def test_long_and_short_segments_of_one_step_take_their_two_ways_to_the_same_answer(
+def test_rows_that_read_pages_in_place_and_rows_through_blocks_come_to_the_same_answer(
     library: Library,
 ) -> None:
     shape, slots = SHAPES[0], mixed_slots()
-    lengths = [1, 1, 2, 1, 7, 5, 1, FEW_ROWS + 1]
+    lengths = [1, 1, 2, 1, 7, 5, 1, TILE_ROWS + 1]
     starts = [sum(lengths[:index]) for index in range(len(lengths))]
     segments = list(zip(starts, lengths, slots, strict=True))
     pool = pool_of(shape, torch.float32, readable=readable(slots))
