@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from inference_node.errors import UnsupportedModel
 from inference_node.kernels.backend import REFERENCE, Backend
 from inference_node.kernels.lora import GroupPool, GroupShape, ModuleGroup, ModuleMap
+from inference_node.kernels.native import Library
 from inference_node.kernels.paged_attention import (
     AttentionPlan,
     DecodeAttention,
@@ -26,6 +27,7 @@ from inference_node.kernels.paged_attention import (
 from inference_node.kernels.quant4 import dense_linear, describe, nf4_linear, stacked
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import ATTENTION, Base
+from inference_node.model.fused import FusedLayers, fuse
 from inference_node.model.layers import LoraGroup, LoraLinear, StepLora
 
 _TRACE = f"{ATTENTION}_trace"
@@ -41,6 +43,13 @@ class _PagedCache:
         self.v: list[torch.Tensor] = []
         self.plan: AttentionPlan | None = None
 
+    def attend(self, layer: int, q: torch.Tensor, *, scale: float) -> torch.Tensor:
+        """q [rows, heads, head_dim] over the step's keys and values, already written."""
+        assert self.plan is not None
+        return paged_attention(
+            q, self.k[layer], self.v[layer], self.plan, scale=scale, decode=self.decode
+        )
+
 
 class Decoder:
     """A loaded base with its linears and attention replaced. Used by one thread."""
@@ -53,6 +62,7 @@ class Decoder:
         self._cache = _PagedCache(backend.decode_attention)
         self.base_bytes_bf16 = _bf16_bytes(base.model)
         self._replace_linears("nf4" if linears == "auto" else linears)
+        self._fused: FusedLayers | None = None
         self._layers = _attention_modules(base.model)
         for attention in self._layers:
             attention.lorapool_cache = self._cache
@@ -60,7 +70,8 @@ class Decoder:
     @property
     def kernel(self) -> str:
         dtype = str(self.base.dtype).removeprefix("torch.")
-        return f"{self._kernel}, {dtype} compute, {self.backend.name}"
+        layers = " and layers" if self._fused is not None else ""
+        return f"{self._kernel}, {dtype} compute, {self.backend.name}{layers}"
 
     @property
     def base_bytes(self) -> int:
@@ -85,6 +96,7 @@ class Decoder:
                 torch.zeros(shape, dtype=self.base.dtype, device=self.base.device)
                 for _ in self._layers
             ]
+        self._fuse()
 
     def zero_blocks(self, blocks: list[int]) -> None:
         """Forget what blocks hold."""
@@ -95,13 +107,17 @@ class Decoder:
             cache.index_fill_(0, index, 0)
 
     def bind_pool(self, pools: tuple[GroupPool, ...]) -> None:
+        """Fix the adapter pool."""
         self._step.pools = pools
+        self._fuse()
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits of the wanted rows, [sampled, vocab] float32; caches new keys and values."""
         self._cache.plan = batch.attention
         self._step.begin(batch.lora)
+        if self._fused is not None:
+            self._fused.begin(batch.lora, batch.attention)
         try:
             output = self.base.model(
                 input_ids=batch.token_ids[None],
@@ -114,6 +130,21 @@ class Decoder:
             self._step.begin(None)
         logits: torch.Tensor = output.logits[0]
         return logits.float()
+
+    def _fuse(self) -> None:
+        """Let native kernels run whole layers over the cache and the pool, where they can."""
+        if self._cache.k and self._step.pools and isinstance(self.backend.rows, Library):
+            self._fused = fuse(
+                self.base.model,
+                self.module_map,
+                self.backend.rows,
+                caches=(self._cache.k, self._cache.v),
+                pools=self._step.pools,
+                attend=self._attend,
+            )
+
+    def _attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        return self._cache.attend(layer, q, scale=self._layers[layer].scaling)
 
     def _replace_linears(self, linears: str) -> None:
         model = self.base.model
@@ -224,14 +255,10 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     cache: _PagedCache = module.lorapool_cache
     layer = module.layer_idx
-    k_cache, v_cache = cache.k[layer], cache.v[layer]
     assert cache.plan is not None
-    write_kv(k_cache, v_cache, key[0].transpose(0, 1), value[0].transpose(0, 1), cache.plan)
-    rows = query[0].transpose(0, 1)  # [rows, heads, head_dim]
-    out = paged_attention(
-        rows, k_cache, v_cache, cache.plan, scale=kwargs["scaling"], decode=cache.decode
-    )
-    return out[None], None
+    keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    write_kv(cache.k[layer], cache.v[layer], keys, values, cache.plan)
+    return cache.attend(layer, query[0].transpose(0, 1), scale=kwargs["scaling"])[None], None
 
 
 def _attend_nothing(

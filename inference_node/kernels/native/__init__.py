@@ -5,6 +5,15 @@ machine without a C compiler serves with the references, slower and equally righ
 """
 
 from inference_node.kernels.native.build import NoCompiler, build
+from inference_node.kernels.native.layers import DecoderLayer, DecoderLayers, Product
 from inference_node.kernels.native.library import Library, load
 
-__all__ = ["Library", "NoCompiler", "build", "load"]
+__all__ = [
+    "DecoderLayer",
+    "DecoderLayers",
+    "Library",
+    "NoCompiler",
+    "Product",
+    "build",
+    "load",
+]

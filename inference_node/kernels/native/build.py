@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 _HERE = Path(__file__).resolve().parent
-_SOURCES = ("kernels.c", "typed.h")
+_SOURCES = ("kernels.c", "typed.h", "layer.h")
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -64,7 +64,15 @@ def _compiler() -> str:
 
 
 def _compile(compiler: str, target: Path) -> None:
-    command = [compiler, *_FLAGS, str(_HERE / "kernels.c"), "-o", str(target), *_torch_openmp()]
+    command = [
+        compiler,
+        *_FLAGS,
+        str(_HERE / "kernels.c"),
+        "-o",
+        str(target),
+        *_torch_openmp(),
+        "-lm",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
         first = next(iter(done.stderr.splitlines()), "no message")

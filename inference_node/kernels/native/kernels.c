@@ -3,6 +3,7 @@
  * Plain C with OpenMP; build.py compiles it for the processor it runs on. Elements are bfloat16 or
  * float32, sums are float32. `typed.h` holds the bodies and is included once for each element type.
  */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef _OPENMP
@@ -19,6 +20,7 @@ static inline int64_t thread_index(void) { return 0; }
 typedef uint16_t bf16;
 typedef float vec __attribute__((vector_size(64)));
 typedef uint32_t bits16 __attribute__((vector_size(64)));
+typedef int32_t ints16 __attribute__((vector_size(64)));
 typedef uint16_t raw16_bf16 __attribute__((vector_size(32)));
 typedef vec raw16_f32;
 
@@ -41,11 +43,20 @@ static inline vec bf16_widen(raw16_bf16 raw) {
     return (vec)(__builtin_convertvector(raw, bits16) << 16);
 }
 
+static inline raw16_bf16 bf16_narrow(vec v) {
+    bits16 bits = (bits16)v, nan = (bits16)(v != v);
+    bits16 rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40u) & nan), raw16_bf16);
+}
+
 static inline vec f32_widen(vec v) { return v; }
+static inline vec f32_narrow(vec v) { return v; }
 static inline float f32_load(float v) { return v; }
 static inline float f32_store(float v) { return v; }
 
-/* e^x for x <= 0: 2^n * p(r), Cephes' polynomial, within 2 ulp of expf. NaN stays NaN. */
+/* e^x for x <= 0: 2^n * p(r), Cephes' polynomial, within 2 ulp of expf; what would be under e^-87 is
+ * e^-87. NaN stays NaN. No branches: loops over it are vectors.
+ */
 static inline float exp_nonpositive(float x) {
     float bounded = x < -87.0f ? -87.0f : x;
     float n = (float)(int32_t)(bounded * 1.44269504f - 0.5f);
@@ -60,25 +71,52 @@ static inline float exp_nonpositive(float x) {
     int32_t bits = ((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, sizeof power);
-    float e = p * power;
-    return x != x ? x : x < -87.0f ? 0.0f : e;
+    return p * power;
+}
+
+/* exp_nonpositive of sixteen. */
+static inline vec exp_nonpositive16(vec x) {
+    vec floor = (vec){0} - 87.0f;
+    ints16 below = x < floor;
+    vec bounded = (vec)(((ints16)x & ~below) | ((ints16)floor & below));
+    ints16 whole = __builtin_convertvector(bounded * 1.44269504f - 0.5f, ints16);
+    vec n = __builtin_convertvector(whole, vec);
+    vec r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (vec)((whole + 127) << 23);
 }
 
 #define T bf16
 #define LOAD bf16_load
 #define STORE bf16_store
 #define WIDEN bf16_widen
+#define NARROW bf16_narrow
 #define NAME(f) f##_bf16
 #include "typed.h"
 #undef T
 #undef LOAD
 #undef STORE
 #undef WIDEN
+#undef NARROW
 #undef NAME
 
 #define T float
 #define LOAD f32_load
 #define STORE f32_store
 #define WIDEN f32_widen
+#define NARROW f32_narrow
 #define NAME(f) f##_f32
 #include "typed.h"
+#undef T
+#undef LOAD
+#undef STORE
+#undef WIDEN
+#undef NARROW
+#undef NAME
+
+#include "layer.h"

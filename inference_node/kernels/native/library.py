@@ -1,7 +1,7 @@
 """The compiled kernels as functions over tensors.
 
 Calls keep the interpreter lock: they take microseconds, and a thread that lets go of the lock may
-wait milliseconds to have it back.
+wait milliseconds to have it back. Those of `layer.h` let go of it when a step has many rows.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ _SIGNATURES: dict[str, list[type]] = {
     "lora_expand_add": [_PTR, _INT, _PTR, _PTR, _INT, _INT, _PTR, _INT, *[_PTR] * 4],
     "decode_attention": [*[_PTR] * 4, *[_INT] * 5, _PTR, _INT, _PTR, _FLOAT, _PTR, _INT],
 }
+_LAYER_SIGNATURES: dict[str, list[type]] = {
+    "layer_before_attention": [_PTR] * 4,
+    "layer_after_attention": [_PTR] * 5,
+}
 
 
 def load(folder: Path) -> Library:
@@ -45,7 +49,17 @@ class Library:
                 call = getattr(self._object, f"{name}_{suffix}")
                 call.argtypes, call.restype = arguments, None
                 self._calls[name, dtype] = call
+        self._layer_calls: dict[tuple[str, bool], Callable[..., None]] = {}
+        for keeps_lock, handle in ((True, self._object), (False, ctypes.CDLL(str(path)))):
+            for name, arguments in _LAYER_SIGNATURES.items():
+                call = getattr(handle, name)
+                call.argtypes, call.restype = arguments, None
+                self._layer_calls[name, keeps_lock] = call
         self._scratch = torch.empty(0)
+
+    def layer_call(self, name: str, *, keeps_lock: bool) -> Callable[..., None]:
+        """A function of `layer.h`; layers.py says what it takes."""
+        return self._layer_calls[name, keeps_lock]
 
     def shrink_rows(
         self, x: torch.Tensor, pool: GroupPool, layer: int, rows: RowPages

@@ -6,9 +6,8 @@ static inline vec NAME(load16)(const T *from) {
 }
 
 static inline void NAME(store16)(T *to, vec v) {
-    float f[16];
-    memcpy(f, &v, sizeof f);
-    for (int i = 0; i < 16; i++) to[i] = STORE(f[i]);
+    NAME(raw16) raw = NARROW(v);
+    memcpy(to, &raw, sizeof raw);
 }
 
 /* For `rows` rows, a constant where it is inlined, and all ranks of one page:

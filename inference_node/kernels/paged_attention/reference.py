@@ -62,6 +62,8 @@ def paged_attention(
     """
     if q.ndim != 3 or q.shape[1] % k_cache.shape[2] or q.shape[2] != k_cache.shape[3]:
         raise ValueError(f"q {tuple(q.shape)} does not fit the cache {tuple(k_cache.shape)}")
+    if not plan.long:
+        return decode(q, k_cache, v_cache, plan, scale)
     out = torch.empty_like(q)
     if plan.decode_rows:
         out[: plan.decode_rows] = decode(q[: plan.decode_rows], k_cache, v_cache, plan, scale)

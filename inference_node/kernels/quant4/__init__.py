@@ -10,15 +10,23 @@
 weights to bitsandbytes' own kernel, which may round W to bfloat16 (QLoRA, arXiv 2305.14314).
 """
 
-from inference_node.kernels.quant4.fused import describe, multiplies_bfloat16, nf4_linear
+from inference_node.kernels.quant4.fused import (
+    PackedLinear,
+    describe,
+    multiplies_bfloat16,
+    nf4_linear,
+    packed_kernel_address,
+)
 from inference_node.kernels.quant4.reference import dense_linear, dequantise
 from inference_node.kernels.quant4.stacked import stacked
 
 __all__ = [
+    "PackedLinear",
     "dense_linear",
     "dequantise",
     "describe",
     "multiplies_bfloat16",
     "nf4_linear",
+    "packed_kernel_address",
     "stacked",
 ]

@@ -32,7 +32,7 @@ class PackedLinear(nn.Module):
         linear(torch.zeros(1, linear.in_features, dtype=torch.bfloat16))
         state = linear.weight.quant_state  # type: ignore[attr-defined]
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._block = state.blocksize
+        self.block = state.blocksize
         self.weight = nn.Buffer(linear.weight.data)
         self.absmax = nn.Buffer(state.absmax)
         self.bias = linear.bias
@@ -50,13 +50,20 @@ class PackedLinear(nn.Module):
             rows.data_ptr(),
             *self._addresses,
             y.data_ptr(),
-            self._block,
+            self.block,
             self.in_features,
             self.out_features,
         )
         if self.bias is not None:
             y += self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+
+def packed_kernel_address() -> int:
+    """Where the kernel that `PackedLinear` calls lies, for callers in C."""
+    address = ctypes.cast(getattr(lib._lib, _SYMBOL), _PTR).value
+    assert address is not None
+    return address
 
 
 def nf4_linear(linear: Linear4bit) -> nn.Module:

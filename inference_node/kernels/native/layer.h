@@ -1,0 +1,153 @@
+/* A Llama-shaped decoder layer in two calls: everything before its attention, everything after.
+ *
+ * The products are bitsandbytes' kernel, called through a pointer; each is followed by what the
+ * adapters of the step add. Every intermediate is rounded to bfloat16 where transformers' own code
+ * rounds it.
+ */
+typedef void Gemm(int64_t rows, int64_t out, int64_t in, const bf16 *x, const uint8_t *weight,
+                  const bf16 *absmax, bf16 *y, int64_t block, int64_t x_stride, int64_t y_stride);
+
+/* Linears that read one input: a 4-bit product, and the adapter pages of this layer beside it. */
+typedef struct {
+    const uint8_t *weight;
+    const bf16 *absmax, *bias; /* bias may be absent */
+    int64_t in, out, block;
+    const bf16 *a, *b;
+    int64_t a_stride, b_stride, slices;
+    const int64_t *outs;
+} Group;
+
+typedef struct {
+    Group qkv, o, gate_up, down;
+    const bf16 *norm_before, *norm_after; /* [hidden] */
+    bf16 *k, *v;                          /* [slots, kv_heads, dim] */
+    int64_t hidden, heads, kv_heads, dim, inner; /* inner: a multiple of 16 */
+    float eps;
+} Layer;
+
+/* Which rows read which pages in one group; no tiles: nobody reads any. */
+typedef struct {
+    int64_t tiles;
+    const int32_t *tile, *first, *row, *page;
+    const float *scale;
+} Routing;
+
+typedef struct {
+    Gemm *gemm;
+    int64_t rows;
+    Routing qkv, o, gate_up, down;
+    const bf16 *cos, *sin; /* [rows, dim] */
+    const int64_t *slots;  /* [rows] */
+    bf16 *wide, *narrow;   /* scratch: [rows, max(qkv, gate_up)], [rows, max(hidden, inner)] */
+    float *h;              /* scratch: [pairs, slices, RANKS] of the largest group */
+} Step;
+
+static void multiply(const Step *step, const Group *group, const Routing *lora, const bf16 *x,
+                     bf16 *y) {
+    step->gemm(step->rows, group->out, group->in, x, group->weight, group->absmax, y, group->block,
+               group->in, group->out);
+    if (group->bias)
+        for (int64_t row = 0; row < step->rows; row++)
+            for (int64_t i = 0; i < group->out; i++) {
+                bf16 *at = y + row * group->out + i;
+                *at = bf16_store(bf16_load(*at) + bf16_load(group->bias[i]));
+            }
+    if (!lora->tiles) return;
+    lora_shrink_bf16(step->h, x, group->in, group->a, group->a_stride, group->slices, group->in,
+                     lora->tiles, lora->tile, lora->first, lora->row, lora->page, lora->scale);
+    lora_expand_add_bf16(y, group->out, step->h, group->b, group->b_stride, group->slices,
+                         group->outs, lora->tiles, lora->tile, lora->first, lora->row, lora->page);
+}
+
+/* y = weight * x / rms(x), one row. */
+static void rms_norm(bf16 *restrict y, const bf16 *restrict x, const bf16 *restrict weight,
+                     int64_t width, float eps) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; i++) squares += bf16_load(x[i]) * bf16_load(x[i]);
+    float inverse = 1.0f / sqrtf(squares / (float)width + eps);
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) {
+        bf16 scaled = bf16_store(bf16_load(x[i]) * inverse);
+        y[i] = bf16_store(bf16_load(weight[i]) * bf16_load(scaled));
+    }
+}
+
+/* x * sigmoid(x), rounded. */
+static inline raw16_bf16 silu16(vec x) {
+    ints16 negative = x < 0;
+    vec e = exp_nonpositive16(-(vec)((ints16)x & 0x7FFFFFFF)), one = 1.0f - (vec){0};
+    vec above = (vec)(((ints16)e & negative) | ((ints16)one & ~negative));
+    return bf16_narrow(x * (above / (1.0f + e)));
+}
+
+/* Turn one head by its position's angle; the halves are the two parts of each pair. */
+static void rotate(bf16 *restrict y, const bf16 *restrict x, const bf16 *restrict cos,
+                   const bf16 *restrict sin, int64_t dim) {
+    int64_t half = dim / 2;
+#pragma omp simd
+    for (int64_t i = 0; i < half; i++) {
+        float first = bf16_load(x[i]), second = bf16_load(x[i + half]);
+        bf16 a = bf16_store(first * bf16_load(cos[i]));
+        bf16 b = bf16_store(-second * bf16_load(sin[i]));
+        bf16 c = bf16_store(second * bf16_load(cos[i + half]));
+        bf16 d = bf16_store(first * bf16_load(sin[i + half]));
+        y[i] = bf16_store(bf16_load(a) + bf16_load(b));
+        y[i + half] = bf16_store(bf16_load(c) + bf16_load(d));
+    }
+}
+
+/* q [rows, heads, dim] of x [rows, hidden]; keys and values go to their slots in the cache. */
+void layer_before_attention(const Layer *layer, const Step *step, const bf16 *x, bf16 *q) {
+    int64_t hidden = layer->hidden, dim = layer->dim, width = layer->qkv.out;
+    int64_t heads = layer->heads, kv_heads = layer->kv_heads;
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < step->rows; row++)
+        rms_norm(step->narrow + row * hidden, x + row * hidden, layer->norm_before, hidden,
+                 layer->eps);
+    multiply(step, &layer->qkv, &step->qkv, step->narrow, step->wide);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < step->rows; row++) {
+        const bf16 *made = step->wide + row * width;
+        const bf16 *cos = step->cos + row * dim, *sin = step->sin + row * dim;
+        int64_t slot = step->slots[row] * kv_heads * dim;
+        for (int64_t head = 0; head < heads; head++)
+            rotate(q + (row * heads + head) * dim, made + head * dim, cos, sin, dim);
+        made += heads * dim;
+        for (int64_t head = 0; head < kv_heads; head++)
+            rotate(layer->k + slot + head * dim, made + head * dim, cos, sin, dim);
+        memcpy(layer->v + slot, made + kv_heads * dim, sizeof(bf16) * (size_t)(kv_heads * dim));
+    }
+}
+
+/* y [rows, hidden]: the layer's output, from its input x and attention's output [rows, heads, dim]. */
+void layer_after_attention(const Layer *layer, const Step *step, const bf16 *restrict x,
+                           const bf16 *restrict attention, bf16 *restrict y) {
+    int64_t hidden = layer->hidden, inner = layer->inner;
+    multiply(step, &layer->o, &step->o, attention, y);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < step->rows; row++) {
+        bf16 *ys = y + row * hidden;
+        const bf16 *xs = x + row * hidden;
+#pragma omp simd
+        for (int64_t i = 0; i < hidden; i++) ys[i] = bf16_store(bf16_load(xs[i]) + bf16_load(ys[i]));
+        rms_norm(step->narrow + row * hidden, ys, layer->norm_after, hidden, layer->eps);
+    }
+    multiply(step, &layer->gate_up, &step->gate_up, step->narrow, step->wide);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < step->rows; row++) {
+        const bf16 *gate = step->wide + row * 2 * inner, *up = gate + inner;
+        bf16 *product = step->narrow + row * inner;
+        for (int64_t i = 0; i < inner; i += 16)
+            store16_bf16(product + i, bf16_widen(silu16(load16_bf16(gate + i))) * load16_bf16(up + i));
+    }
+    multiply(step, &layer->down, &step->down, step->narrow, step->wide);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < step->rows; row++) {
+        bf16 *ys = y + row * hidden;
+        const bf16 *made = step->wide + row * hidden;
+#pragma omp simd
+        for (int64_t i = 0; i < hidden; i++)
+            ys[i] = bf16_store(bf16_load(ys[i]) + bf16_load(made[i]));
+    }
+}

@@ -1,0 +1,257 @@
+"""The structures of `layer.h`, filled from tensors: a model's decoder layers, and one step.
+
+Every shape, type and stride is checked where a layer or a step is described, so that the calls
+themselves hand over nothing but pointers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from inference_node.kernels.lora.contract import PAGE_RANKS, GroupPool, LoraPlan, RowPages
+from inference_node.kernels.native.library import Library
+from inference_node.kernels.paged_attention.contract import AttentionPlan
+
+FEW_ROWS = 64
+"""Calls over up to this many rows take about a millisecond and keep the interpreter lock."""
+_PTR, _INT = ctypes.c_void_p, ctypes.c_int64
+_GROUPS = ("qkv", "o", "gate_up", "down")
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A 4-bit product in the packing of bitsandbytes' AVX512 kernel."""
+
+    weight: torch.Tensor
+    absmax: torch.Tensor  # [out * in / block] bfloat16
+    bias: torch.Tensor | None  # [out] bfloat16
+    in_features: int
+    out_features: int
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """The tensors of one layer. Siblings are stacked: q over k over v, gate over up."""
+
+    products: tuple[Product, Product, Product, Product]
+    """qkv, o, gate_up, down."""
+    norms: tuple[torch.Tensor, torch.Tensor]  # [hidden] bfloat16: before attention, after it
+    eps: float
+    heads: int
+    head_dim: int
+
+
+class _Group(ctypes.Structure):
+    _fields_ = [
+        *((name, _PTR) for name in ("weight", "absmax", "bias")),
+        *((name, _INT) for name in ("in_features", "out_features", "block")),
+        *((name, _PTR) for name in ("a", "b")),
+        *((name, _INT) for name in ("a_stride", "b_stride", "slices")),
+        ("outs", _PTR),
+    ]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, _Group) for name in _GROUPS),
+        *((name, _PTR) for name in ("norm_before", "norm_after", "k", "v")),
+        *((name, _INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner")),
+        ("eps", ctypes.c_float),
+    ]
+
+
+class _Routing(ctypes.Structure):
+    _fields_ = [
+        ("tiles", _INT),
+        *((name, _PTR) for name in ("tile", "first", "row", "page", "scale")),
+    ]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        ("gemm", _PTR),
+        ("rows", _INT),
+        *((name, _Routing) for name in _GROUPS),
+        *((name, _PTR) for name in ("cos", "sin", "slots", "wide", "narrow", "h")),
+    ]
+
+
+class DecoderLayers:
+    """All layers of one model over fixed caches and pools; used by one thread."""
+
+    def __init__(
+        self,
+        library: Library,
+        gemm: int,
+        layers: Sequence[DecoderLayer],
+        k_caches: Sequence[torch.Tensor],
+        v_caches: Sequence[torch.Tensor],
+        pools: Sequence[GroupPool],
+    ) -> None:
+        """`gemm` is the address of bitsandbytes' kernel; k and v caches one a layer.
+
+        caches [blocks, block_tokens, kv_heads, head_dim]; pools in the order of the products.
+        Raises ValueError when sizes or types do not fit together.
+        """
+        first = layers[0]
+        self.heads, self.head_dim = first.heads, first.head_dim
+        self.hidden = first.products[0].in_features
+        self._library = library
+        self._kept = (tuple(layers), tuple(k_caches), tuple(v_caches), tuple(pools))
+        self._outs = [(_INT * pool.shape.slices)(*pool.shape.out_features) for pool in pools]
+        self._layers = [
+            self._layer(index, layer, k, v)
+            for index, (layer, k, v) in enumerate(zip(layers, k_caches, v_caches, strict=True))
+        ]
+        self._wide = max(first.products[0].out_features, first.products[2].out_features)
+        self._narrow = max(self.hidden, first.products[3].in_features)
+        self._slices = max(pool.shape.slices for pool in pools)
+        self._step = _Step(gemm=gemm)
+        self._during: tuple[object, ...] = ()
+        self._scratch = torch.empty(0, dtype=torch.bfloat16)
+        self._h = torch.empty(0)
+
+    def begin(self, lora: LoraPlan | None, attention: AttentionPlan) -> None:
+        """Describe the step whose layers run next."""
+        step, rows = self._step, attention.slots.shape[0]
+        self._during = (lora, attention)
+        step.rows = rows
+        step.slots = attention.slots.data_ptr()
+        step.cos = step.sin = None
+        if self._scratch.numel() < rows * (self._wide + self._narrow):
+            self._scratch = torch.empty(rows * (self._wide + self._narrow), dtype=torch.bfloat16)
+        step.wide = self._scratch.data_ptr()
+        step.narrow = step.wide + rows * self._wide * self._scratch.element_size()
+        pairs = 0
+        for index, name in enumerate(_GROUPS):
+            plan = lora.groups[index] if lora is not None else None
+            if plan is not None and (plan.blocks or plan.rows != rows):
+                raise ValueError("the plan is not one of rows that read their pages in place")
+            single = plan.single if plan is not None else None
+            setattr(step, name, _routing(single))
+            pairs = max(pairs, 0 if single is None else single.row.shape[0])
+        if self._h.numel() < pairs * self._slices * PAGE_RANKS:
+            self._h = torch.empty(pairs * self._slices * PAGE_RANKS)
+        step.h = self._h.data_ptr()
+
+    def before_attention(
+        self, layer: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """q [rows, heads, head_dim] of x [rows, hidden]; keys and values go to the cache.
+
+        cos, sin [rows, head_dim]. Raises ValueError on another shape or type.
+        """
+        rows = self._step.rows
+        _check(x, (rows, self.hidden))
+        for angles in (cos, sin):
+            _check(angles, (rows, self.head_dim))
+        self._step.cos, self._step.sin = cos.data_ptr(), sin.data_ptr()
+        q = x.new_empty(rows, self.heads, self.head_dim)
+        self._library.layer_call("layer_before_attention", keeps_lock=rows <= FEW_ROWS)(
+            ctypes.byref(self._layers[layer]),
+            ctypes.byref(self._step),
+            x.data_ptr(),
+            q.data_ptr(),
+        )
+        return q
+
+    def after_attention(self, layer: int, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The layer's output [rows, hidden], from its input and attention's output."""
+        rows = self._step.rows
+        _check(x, (rows, self.hidden))
+        _check(attended, (rows, self.heads, self.head_dim))
+        y = torch.empty_like(x)
+        self._library.layer_call("layer_after_attention", keeps_lock=rows <= FEW_ROWS)(
+            ctypes.byref(self._layers[layer]),
+            ctypes.byref(self._step),
+            x.data_ptr(),
+            attended.data_ptr(),
+            y.data_ptr(),
+        )
+        return y
+
+    def _layer(self, index: int, layer: DecoderLayer, k: torch.Tensor, v: torch.Tensor) -> _Layer:
+        kv_heads, dim = k.shape[2:]
+        inner = layer.products[3].in_features
+        for cache in (k, v):
+            _check(cache, (*k.shape[:2], kv_heads, layer.head_dim))
+        for norm in layer.norms:
+            _check(norm, (self.hidden,))
+        wanted = (
+            (self.hidden, (self.heads + 2 * kv_heads) * dim),
+            (self.heads * dim, self.hidden),
+            (self.hidden, 2 * inner),
+            (inner, self.hidden),
+        )
+        found = tuple((each.in_features, each.out_features) for each in layer.products)
+        if found != wanted or layer.heads != self.heads or dim % 2 or inner % 16:
+            raise ValueError(f"products {found} of a layer that needs {wanted}")
+        pools = self._kept[3]
+        groups = {
+            name: _group(product, pool, outs, index)
+            for name, product, pool, outs in zip(
+                _GROUPS, layer.products, pools, self._outs, strict=True
+            )
+        }
+        return _Layer(
+            **groups,
+            norm_before=layer.norms[0].data_ptr(),
+            norm_after=layer.norms[1].data_ptr(),
+            k=k.data_ptr(),
+            v=v.data_ptr(),
+            hidden=self.hidden,
+            heads=self.heads,
+            kv_heads=kv_heads,
+            dim=dim,
+            inner=inner,
+            eps=layer.eps,
+        )
+
+
+def _group(product: Product, pool: GroupPool, outs: object, layer: int) -> _Group:
+    shape = pool.shape
+    if (shape.in_features, shape.out_total) != (product.in_features, product.out_features):
+        raise ValueError(f"adapter pages of {shape} beside a product of another size")
+    for tensor in (pool.a, pool.b, product.absmax, product.bias):
+        if tensor is not None:
+            _check(tensor, tuple(tensor.shape))
+    size = pool.a.element_size()
+    return _Group(
+        weight=product.weight.data_ptr(),
+        absmax=product.absmax.data_ptr(),
+        bias=None if product.bias is None else product.bias.data_ptr(),
+        in_features=product.in_features,
+        out_features=product.out_features,
+        block=product.block,
+        a=pool.a.data_ptr() + layer * pool.a.stride(1) * size,
+        b=pool.b.data_ptr() + layer * pool.b.stride(1) * size,
+        a_stride=pool.a.stride(0),
+        b_stride=pool.b.stride(0),
+        slices=shape.slices,
+        outs=ctypes.cast(outs, _PTR),  # type: ignore[arg-type]
+    )
+
+
+def _routing(rows: RowPages | None) -> _Routing:
+    if rows is None:
+        return _Routing()
+    return _Routing(
+        rows.tile.shape[0] - 1,
+        rows.tile.data_ptr(),
+        rows.first.data_ptr(),
+        rows.row.data_ptr(),
+        rows.page.data_ptr(),
+        rows.scale.data_ptr(),
+    )
+
+
+def _check(tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape or tensor.dtype != torch.bfloat16 or not tensor.is_contiguous():
+        raise ValueError(
+            f"expected contiguous bfloat16 {shape}, got {tensor.dtype} {tuple(tensor.shape)}"
+        )

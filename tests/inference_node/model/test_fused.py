@@ -1,0 +1,213 @@
+"""Layers run by native calls compute what transformers' own layers do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from inference_node.adapters.pool import AdapterPool
+from inference_node.config import EngineConfig
+from inference_node.kernels.backend import Backend, RowKernels, choose
+from inference_node.kernels.lora import LoraPlan, SlotPages
+from inference_node.kernels.native import DecoderLayers, NoCompiler
+from inference_node.kernels.paged_attention import AttentionPlan, Chunk
+from inference_node.kernels.quant4 import multiplies_bfloat16
+from inference_node.model.batch import ForwardBatch
+from inference_node.model.checkpoint import load_base
+from inference_node.model.decoder import Decoder
+
+CPU = torch.device("cpu")
+BLOCK, BLOCKS, VOCABULARY = 4, 40, 96
+TOLERANCE = 2.0**-8
+"""Of a row of logits: sums in another order, rounded to bfloat16 now and then to the other side."""
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "llama with biases": LlamaConfig(**SIZES, attention_bias=True),
+    "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "qwen2": Qwen2Config(**SIZES),
+}
+RANKS = (1, 12, 33)
+
+pytestmark = pytest.mark.skipif(
+    not multiplies_bfloat16(CPU), reason="bitsandbytes' packed kernel needs AVX512-BF16"
+)
+
+
+class OnlyRows:
+    """The native kernels for adapters, without those for layers."""
+
+    def __init__(self, kernels: RowKernels) -> None:
+        self.shrink_rows, self.expand_add_rows = kernels.shrink_rows, kernels.expand_add_rows
+
+
+class Twin:
+    """One checkpoint twice: layers through native calls, and transformers' own."""
+
+    def __init__(self, folder: Path, config: PretrainedConfig) -> None:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.data += torch.randn_like(parameter) / 4
+        model.save_pretrained(folder)
+        try:
+            backend = choose("native", device=CPU, folder=folder / "kernels")
+        except NoCompiler as error:
+            pytest.skip(str(error))
+        assert backend.rows is not None
+        self.native = self._decoder(folder, backend)
+        self.plain = self._decoder(folder, replace(backend, rows=OnlyRows(backend.rows)))
+
+    @property
+    def fused(self) -> bool:
+        return self.native._fused is not None
+
+    def _decoder(self, folder: Path, backend: Backend) -> Decoder:
+        config = EngineConfig(base_model=str(folder), device="cpu", dtype="bfloat16")
+        decoder = Decoder(load_base(config), linears="nf4", backend=backend)
+        decoder.allocate_cache(blocks=BLOCKS, block_tokens=BLOCK)
+        pool = AdapterPool(decoder.module_map, pool_bytes=2**20, dtype=torch.bfloat16, device=CPU)
+        generator = torch.Generator().manual_seed(1)
+        for group in pool.groups:
+            for tensor, scale in ((group.a, group.shape.in_features**-0.5), (group.b, 0.1)):
+                # Page 0 stays zeros.
+                tensor[1:] = torch.randn(tensor[1:].shape, generator=generator) * scale
+        decoder.bind_pool(pool.groups)
+        return decoder
+
+    def logits(self, decoder: Decoder) -> torch.Tensor:
+        """Prompts of several lengths under several adapters, then a step that mixes it all."""
+        groups = len(decoder.module_map.groups)
+        pages = iter(range(1, BLOCKS))
+        slots: list[SlotPages | None] = [None]
+        for stamp, rank in enumerate(RANKS, start=1):
+            own = tuple(next(pages) for _ in range(-(-rank // 8)))
+            slots.append(SlotPages((own,) * groups, 0.5, stamp))
+        lengths = [5, 1, 9, 3]
+        tables = [tuple(range(1 + 4 * row, 5 + 4 * row)) for row in range(len(slots))]
+        found = []
+        for steps in ([(0, length) for length in lengths], [(length, 1) for length in lengths]):
+            order = sorted(range(len(slots)), key=lambda row: steps[row][1] != 1)
+            chunks = [Chunk(tables[row], *steps[row]) for row in order]
+            segments, ids, positions = [], [], []
+            for row, chunk in zip(order, chunks, strict=True):
+                segments.append((len(ids), chunk.length, slots[row]))
+                positions += range(chunk.start, chunk.context)
+                ids += [3 + (row * 31 + place * 7) % 90 for place in positions[-chunk.length :]]
+            plan = LoraPlan.build(
+                segments,
+                groups=groups,
+                device=CPU,
+                dtype=torch.bfloat16,
+                in_place=decoder.backend.rows is not None,
+            )
+            batch = ForwardBatch(
+                token_ids=torch.tensor(ids),
+                positions=torch.tensor(positions),
+                attention=AttentionPlan.build(chunks, block_tokens=BLOCK, device=CPU),
+                lora=plan,
+                logit_rows=torch.arange(len(ids)),
+            )
+            found.append(decoder.forward(batch))
+        return torch.cat(found)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twin:
+    return Twin(tmp_path_factory.mktemp("twin"), CONFIGS[request.param])
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
+
+
+def test_layers_through_native_calls_give_the_logits_of_the_models_own(twin: Twin) -> None:
+    assert twin.fused
+    assert "and layers" in twin.native.kernel
+    assert distance(twin.logits(twin.native), twin.logits(twin.plain)) < TOLERANCE
+
+
+@pytest.mark.parametrize("fault", ["angles", "values", "adapters"])
+def test_control_a_layer_that_is_subtly_wrong_is_seen(
+    twin: Twin, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, begin = DecoderLayers.before_attention, DecoderLayers.begin
+
+    def angles(self: Any, layer: int, x: Any, cos: Any, sin: Any) -> torch.Tensor:
+        return before(self, layer, x, cos, -sin if layer else sin)
+
+    def values(self: Any, layer: int, x: Any, cos: Any, sin: Any) -> torch.Tensor:
+        q = before(self, layer, x, cos, sin)
+        twin.native._cache.v[layer][1, 2] = 0
+        return q
+
+    def adapters(self: Any, lora: Any, attention: Any) -> None:
+        begin(self, lora, attention)
+        self._step.down.tiles = 0
+
+    if fault == "adapters":
+        monkeypatch.setattr(DecoderLayers, "begin", adapters)
+    else:
+        wrong = angles if fault == "angles" else values
+        monkeypatch.setattr(DecoderLayers, "before_attention", wrong)
+    assert distance(twin.logits(twin.native), twin.logits(twin.plain)) > 2 * TOLERANCE
+
+
+def test_a_cache_that_is_made_anew_is_the_one_that_is_used(twin: Twin) -> None:
+    expected = twin.logits(twin.native)
+    twin.native.allocate_cache(blocks=BLOCKS, block_tokens=BLOCK)
+    assert torch.equal(twin.logits(twin.native), expected)
+
+
+def test_a_row_that_is_not_finite_spoils_no_other_sequence(twin: Twin) -> None:
+    clean = twin.logits(twin.native)
+    layer = twin.native.base.model.get_submodule(f"{twin.native.module_map.head}0")
+    forward = layer.forward
+
+    def poisoned(hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
+        hidden_states[0, -1] = torch.nan
+        return forward(hidden_states, **context)
+
+    layer.forward = poisoned
+    try:
+        found = twin.logits(twin.native)
+    finally:
+        layer.forward = forward
+    # Attention spreads it over its own sequence: the last three rows of 18, and the last of 4.
+    own = torch.tensor([False] * 15 + [True] * 3 + [False] * 3 + [True])
+    assert found[17].isnan().all()
+    assert torch.equal(found[~own], clean[~own])
+
+
+@pytest.mark.parametrize(
+    "config", [Qwen3Config(**SIZES), LlamaConfig(**SIZES, hidden_act="gelu")], ids=["qwen3", "gelu"]
+)
+def test_layers_of_another_kind_stay_as_they_are(config: PretrainedConfig, tmp_path: Path) -> None:
+    twin = Twin(tmp_path, config)
+    assert not twin.fused
+    assert "and layers" not in twin.native.kernel
+    assert distance(twin.logits(twin.native), twin.logits(twin.plain)) < TOLERANCE
