@@ -43,6 +43,15 @@ class Resolved:
     version: VersionRef
 
 
+@dataclass(frozen=True, slots=True)
+class AdaptersPage:
+    """Names of adapters, in the store's order."""
+
+    names: tuple[str, ...]
+    next_token: str | None
+    """Pass as `token` for the next page; None when this is the last."""
+
+
 class Reader:
     """Reads logs and content; safe for several threads, and writes nothing to the store."""
 
@@ -204,16 +213,23 @@ class Reader:
                 yield record
 
     def adapters(self, tenant: str) -> Iterator[str]:
-        """The names of a tenant's adapters, in order."""
-        prefix = layout.adapters_prefix(tenant)
+        """The names of a tenant's adapters, in the store's order, page after page."""
         token: str | None = None
         while True:
-            page = self._store.list(prefix, delimiter="/", token=token)
-            for folder in page.folders:
-                yield folder.removeprefix(prefix).removesuffix("/")
+            page = self.adapters_page(tenant, token=token)
+            yield from page.names
             token = page.next_token
             if token is None:
                 return
+
+    def adapters_page(
+        self, tenant: str, *, limit: int = 1000, token: str | None = None
+    ) -> AdaptersPage:
+        """Some names for one request: at most `limit`, from where the page with `token` ended."""
+        prefix = layout.adapters_prefix(tenant)
+        page = self._store.list(prefix, delimiter="/", limit=limit, token=token)
+        names = (folder.removeprefix(prefix).removesuffix("/") for folder in page.folders)
+        return AdaptersPage(tuple(names), page.next_token)
 
     def fetch(self, tenant: str, version: VersionRef, *, adapter: str = "") -> dict[str, bytes]:
         """Every file of a version by name, each byte covered by a checked sha256.

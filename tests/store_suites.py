@@ -22,6 +22,7 @@ SUITES = (
     "tests/adapter_store/test_races.py",
     "tests/adapter_store/test_gc.py",
     "tests/adapter_store/test_fsck.py",
+    "tests/adapter_store/test_scale.py",
     "tests/adapter_store/cli/test_processes.py",
     "tests/integration/test_publish_then_generate.py",
 )

@@ -26,6 +26,7 @@ from adapter_store.cli import (
     doctor,
     follow,
     keys,
+    listing,
     look,
     pull,
     push,
@@ -88,7 +89,7 @@ app.command(rich_help_panel=PUBLISH)(change.rollback)
 app.command(rich_help_panel=PUBLISH)(change.split)
 app.command(rich_help_panel=PUBLISH)(change.delete)
 app.command(rich_help_panel=PUBLISH)(settle.settle)
-app.command(rich_help_panel=LOOK)(look.ls)
+app.command(rich_help_panel=LOOK)(listing.ls)
 app.command(rich_help_panel=LOOK)(look.show)
 app.command(rich_help_panel=LOOK)(look.history)
 app.command(rich_help_panel=LOOK)(diff.diff)

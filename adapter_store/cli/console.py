@@ -48,12 +48,27 @@ def tell(line: str) -> None:
     typer.echo(printable(line))
 
 
+class Table:
+    """Aligned columns on stdout, of which more may come; the header goes before the first row."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._header: list[list[str]] = [list(columns)]
+        self._widths = [0] * len(columns)
+
+    def add(self, rows: Sequence[Sequence[object]]) -> None:
+        """Columns are as wide as what was seen of them so far."""
+        cells = [*self._header, *([str(cell) for cell in row] for row in rows)]
+        self._header = []
+        for row in cells:
+            self._widths = [max(w, len(c)) for w, c in zip(self._widths, row, strict=True)]
+        for row in cells:
+            padded = (cell.ljust(w) for cell, w in zip(row, self._widths, strict=True))
+            tell("  ".join(padded).rstrip())
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Aligned columns on stdout."""
-    cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
-    for row in cells:
-        tell("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    Table(columns).add(rows)
 
 
 def size(count: int) -> str:

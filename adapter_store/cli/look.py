@@ -1,4 +1,4 @@
-"""`ls`, `show` and `history`: what the store holds, without changing it."""
+"""`show` and `history`: what the store holds of one adapter, without changing it."""
 
 from __future__ import annotations
 
@@ -7,69 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapter_store.cli.console import Json, Name, Tenant, out, say, size, table, tell
+from adapter_store.cli.console import Json, Name, Tenant, out, size, table, tell
 from adapter_store.cli.outcome import next_steps
 from adapter_store.cli.published import arms, standing_document
 from adapter_store.cli.references import full_ref
 from adapter_store.cli.session import tenant_option
 from adapter_store.cli.store import open_configured
-from adapter_store.errors import IntegrityError, NotFound
+from adapter_store.errors import NotFound
 
 if TYPE_CHECKING:
-    from adapter_store.reader import Reader
     from adapter_store.record import Record
-
-_THREADS = 8
 
 Reference = Annotated[
     str, typer.Argument(help="name, name@version or name@sha256:<digest>.", show_default=False)
 ]
-
-
-def ls(tenant: Tenant = None, json: Json = False) -> None:
-    """List adapters and what each of them serves.
-
-    \b
-    Examples:
-      adapter-store ls
-      adapter-store ls --tenant acme --json
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from adapter_store.reader import Reader
-
-    with next_steps():
-        settings, store = open_configured()
-        owner, reader = tenant or settings.tenant, Reader(store)
-        names = list(reader.adapters(owner))
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(lambda name: _head(reader, owner, name), names))
-    heads = [head for head in found if head is not None and not isinstance(head, IntegrityError)]
-    damaged = {
-        name: str(error)
-        for name, error in zip(names, found, strict=True)
-        if isinstance(error, IntegrityError)
-    }
-    if json:
-        documents = [_document(head) for head in heads]
-        out({"tenant": owner, "adapters": documents, "damaged": sorted(damaged)})
-        return
-    for name, reason in damaged.items():
-        say(f"damaged  {name}: {reason}; see: adapter-store verify {name}")
-    if not heads and not damaged:
-        say("nothing is published yet: adapter-store push <folder> --name <name>")
-    if heads:
-        columns = (
-            "ADAPTER",
-            "VERSION",
-            "GENERATION",
-            "DIGEST",
-            "RANK",
-            "SIZE",
-            "PUBLISHED",
-            "NOTE",
-        )
-        table(columns, [_row(head) for head in heads])
 
 
 def show(reference: Reference, tenant: Tenant = None, json: Json = False) -> None:
@@ -158,7 +109,7 @@ def history(
         check_id("adapter", name)
         records = list(islice(Reader(store).history(owner, name), limit))
     if json:
-        documents = [_document(record) for record in records]
+        documents = [record_document(record) for record in records]
         out({"tenant": owner, "adapter": name, "records": documents})
         return
     table(
@@ -188,39 +139,8 @@ def _about(record: Record) -> tuple[str, str]:
     return (version.label, version.vdig[:12]) if version else ("-", "-")
 
 
-def _head(reader: Reader, tenant: str, name: str) -> Record | IntegrityError | None:
-    """The current record; a damaged log is an answer too, it must not hide the other adapters.
-
-    None for a name without a log: some stores keep listing a folder that was emptied.
-    """
-    try:
-        return reader.head(tenant, name)
-    except NotFound:
-        return None
-    except IntegrityError as error:
-        return error
-
-
-def _row(head: Record) -> tuple[object, ...]:
-    version = head.active
-    if version is None:
-        return head.adapter, "-", head.gen, "-", "-", "-", head.time, _note(head)
-    rank, moment = version.config.get("r", "-"), head.time
-    about = (version.label, head.gen, version.vdig[:12], rank, size(version.bytes), moment)
-    return head.adapter, *about, _note(head)
-
-
-def _note(record: Record) -> str:
-    """What stands beside the active version, or why there is none."""
-    notes = [f"staged {record.staged.label}"] if record.staged else []
-    if record.split:
-        notes.append(f"split {arms(record.split)}")
-    if record.active is None and record.staged is None:
-        notes.append("deleted" if record.versions else "empty")
-    return ", ".join(notes)
-
-
-def _document(record: Record) -> dict[str, Any]:
+def record_document(record: Record) -> dict[str, Any]:
+    """A record as `ls` and `history` print it with --json."""
     from adapter_store.signing import key_ids
 
     active = record.active
