@@ -99,7 +99,8 @@ def split(
 
     A caller with an affinity key always gets the same version, and raising one weight moves
     callers to that version only. A caller without a key gets the active version, which stays what
-    it was. Promote an arm with `activate --version`, take the split back with `rollback`.
+    it was: so does everybody who asks a node, as requests carry no key yet. Promote an arm with
+    `activate --version`, take the split back with `rollback`.
 
     \b
     Examples:
