@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from inference_node.errors import BadConfiguration
 
@@ -33,6 +35,13 @@ class EngineConfig:
     """Requests decoded in one step."""
     step_tokens: int = 512
     """Tokens in one step, prompt chunks included: bounds the wait a long prompt inflicts."""
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    """Shares of tenants that compete; 1 for a tenant that is not named."""
+    fair_lag_tokens: int = 4096
+    """How far a waiting tenant or adapter may fall behind one that runs before it takes a row from
+    it. A prompt token counts 1, a generated one 2."""
+    priority_aging_steps: int = 64
+    """A priority class that waits so many steps rises by one."""
     max_context: int = 2048
     max_queue: int = 1024
     max_rank: int = 64
@@ -46,9 +55,19 @@ class EngineConfig:
     """A name checked against the store longer ago than this is checked again at admission."""
 
     def __post_init__(self) -> None:
-        for name in ("pool_bytes", "kv_tokens", "block_tokens", "max_rows", "step_tokens"):
+        for name in (
+            "pool_bytes",
+            "kv_tokens",
+            "block_tokens",
+            "max_rows",
+            "step_tokens",
+            "fair_lag_tokens",
+            "priority_aging_steps",
+        ):
             if getattr(self, name) < 1:
                 raise BadConfiguration(f"{name} must be at least 1")
+        if not all(0 < weight < math.inf for weight in self.tenant_weights.values()):
+            raise BadConfiguration("tenant_weights must be above 0")
         if self.page_wait_seconds < 0:
             raise BadConfiguration("page_wait_seconds must not be negative")
         if self.kv_tokens < self.block_tokens:

@@ -46,6 +46,8 @@ class Request:
     stopping: Stopping = field(default_factory=Stopping)
     min_generation: int = 0
     deadline: float | None = None
+    priority: int = 0
+    """Higher goes first; requests of one priority share fairly."""
 
 
 @dataclass(frozen=True, slots=True)

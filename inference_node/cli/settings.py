@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from inference_node.config import EngineConfig
 from inference_node.errors import BadConfiguration
@@ -16,6 +16,16 @@ PREFIX = "LORAPOOL_"
 MIB = 2**20
 _ENGINE = EngineConfig(base_model="-")
 _SERVER = ServerConfig()
+
+
+def _pairs(text: object) -> object:
+    """`a=1,b=2` as a mapping."""
+    if not isinstance(text, str):
+        return text
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name.strip() and equals for name, equals, _ in pairs):
+        raise ValueError("must look like gold=4,trial=0.5")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 class NodeSettings(BaseSettings):
@@ -49,6 +59,12 @@ class NodeSettings(BaseSettings):
     """Requests decoded in one step."""
     step_tokens: int = Field(default=_ENGINE.step_tokens, ge=1)
     """Tokens in one step, prompt chunks included."""
+    tenant_weights: Annotated[dict[str, float], NoDecode, BeforeValidator(_pairs)] = {}
+    """Shares of tenants that compete: `gold=4,trial=0.5`; 1 for a tenant that is not named."""
+    fair_lag_tokens: int = Field(default=_ENGINE.fair_lag_tokens, ge=1)
+    """How far a waiting tenant or adapter may fall behind before it takes a row."""
+    priority_aging_steps: int = Field(default=_ENGINE.priority_aging_steps, ge=1)
+    """A priority class that waits so many steps rises by one."""
     max_context: int = Field(default=_ENGINE.max_context, ge=2)
     max_queue: int = Field(default=_ENGINE.max_queue, ge=1)
     max_rank: int = Field(default=_ENGINE.max_rank, ge=1, le=64)
@@ -79,6 +95,9 @@ class NodeSettings(BaseSettings):
             kv_tokens=self.kv_tokens,
             max_rows=self.max_rows,
             step_tokens=self.step_tokens,
+            tenant_weights=self.tenant_weights,
+            fair_lag_tokens=self.fair_lag_tokens,
+            priority_aging_steps=self.priority_aging_steps,
             max_context=self.max_context,
             max_queue=self.max_queue,
             max_rank=self.max_rank,

@@ -12,6 +12,7 @@ from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
 from inference_node.config import EngineConfig
 from inference_node.engine.admission import Admission
+from inference_node.engine.fairness import Fairness
 from inference_node.engine.kv_blocks import BlockAllocator
 from inference_node.engine.loop import EngineLoop, Inbox
 from inference_node.engine.runner import Runner, leave_the_cores
@@ -46,6 +47,17 @@ def base_card(config: EngineConfig) -> BaseCard:
         architecture=settings.architectures[0],
         modules=trace_modules(settings).modules(),
         max_rank=config.max_rank,
+    )
+
+
+def _scheduler(config: EngineConfig, blocks: BlockAllocator) -> Scheduler:
+    fairness = Fairness(
+        weights=config.tenant_weights,
+        lag_tokens=config.fair_lag_tokens,
+        aging_steps=config.priority_aging_steps,
+    )
+    return Scheduler(
+        blocks, max_rows=config.max_rows, step_tokens=config.step_tokens, fairness=fairness
     )
 
 
@@ -144,7 +156,7 @@ def build_engine(
         card=card,
         inbox=inbox,
         runner=Runner(decoder, pool, block_tokens=blocks.block_tokens),
-        scheduler=Scheduler(blocks, max_rows=config.max_rows, step_tokens=config.step_tokens),
+        scheduler=_scheduler(config, blocks),
         slots=slots,
         loader=loader,
         watcher=watcher,

@@ -1,15 +1,18 @@
 """Which tokens of which requests run in the next step. Pure Python; owned by the engine thread.
 
 Every running request gets its next token each step; what is left of the step's token budget goes
-to prompts, in chunks, first come first served. Blocks are taken as tokens come; when there are
-none, the request that came last gives its blocks up and starts over, keeping its lease.
+to prompts, in chunks, in the order that `fairness` says. Blocks are taken as tokens come; when
+there are none, the running request in the last place gives its blocks up and starts over, keeping
+its lease. Who is at the head of the line is not overtaken by smaller ones behind.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from inference_node.engine.fairness import Fairness
 from inference_node.engine.kv_blocks import BlockAllocator
 from inference_node.engine.sequence import Phase, Sequence
 
@@ -37,12 +40,23 @@ class Step:
 class Scheduler:
     """Holds the requests that have what they need to run."""
 
-    def __init__(self, blocks: BlockAllocator, *, max_rows: int, step_tokens: int) -> None:
+    def __init__(
+        self,
+        blocks: BlockAllocator,
+        *,
+        max_rows: int,
+        step_tokens: int,
+        fairness: Fairness | None = None,
+    ) -> None:
         self.blocks = blocks
         self._max_rows = max_rows
         self._step_tokens = step_tokens
-        self._waiting: list[Sequence] = []
+        self._fairness = fairness or Fairness()
+        self._waiting: dict[Sequence, None] = {}
         self._running: list[Sequence] = []
+        """By place: the last is the first to give way."""
+        self._gave_way = False
+        """Somebody was preempted in this step: nobody else is let in before the next."""
 
     @property
     def running(self) -> tuple[Sequence, ...]:
@@ -59,51 +73,98 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """The request holds its lease and may run."""
         sequence.phase = Phase.WAITING
-        self._waiting.append(sequence)
-        self._waiting.sort(key=lambda s: s.order)
+        self._waiting[sequence] = None
+        self._fairness.join(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a request out and free its blocks; one that is not here is left alone."""
-        if sequence in self._running:
+        if sequence in self._waiting:
+            del self._waiting[sequence]
+        elif sequence in self._running:
             self._running.remove(sequence)
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
+            self._fairness.dismiss(sequence)
+        self._fairness.leave(sequence)
         self._free(sequence)
 
     def schedule(self) -> Step | None:
         """The next step, or None when nothing can run."""
-        work: list[Work] = []
-        budget = self._step_tokens
-        # Next tokens before prompts: an older request may have come ready, or back, with a prompt
-        # that would take the whole step.
-        for sequence in sorted(self._running, key=lambda s: (s.pending != 1, s.order)):
-            if sequence in self._running and budget:
-                length = min(sequence.pending, budget)
-                if self._reserve(sequence, length):
-                    work.append(Work(sequence, length))
-                    budget -= length
-        while self._waiting and budget and len(self._running) < self._max_rows:
-            sequence = self._waiting[0]
-            length = min(sequence.pending, budget)
-            if not self._fits(sequence, sequence.pending):
-                break
-            self._take(sequence, length)
-            self._waiting.pop(0)
-            sequence.phase = Phase.RUNNING
-            self._running.append(sequence)
-            work.append(Work(sequence, length))
-            budget -= length
-        work = [item for item in work if item.sequence.phase is Phase.RUNNING]
+        self._fairness.tick()
+        self._gave_way = False
+        chosen: list[Work] = []
+        # Next tokens before prompts: the head of the line may have a prompt that would take the
+        # whole step.
+        for sequence in tuple(self._running):
+            if sequence.pending == 1 and sequence.phase is Phase.RUNNING:
+                self._give(sequence, 1, chosen)
+        self._read_prompts(self._step_tokens - len(chosen), chosen)
+        work = [item for item in chosen if item.sequence.phase is Phase.RUNNING]
         if not work:
             return None
-        return Step(tuple(sorted(work, key=lambda item: item.length != 1)))
+        self._fairness.drew(item.sequence for item in work if item.samples)
+        singles = [item for item in work if item.length == 1]
+        return Step((*singles, *(item for item in work if item.length > 1)))
 
     def check_integrity(self) -> None:
         self.blocks.check_integrity([s.block_table for s in (*self._running, *self._waiting)])
         for sequence in self._waiting:
             assert not sequence.block_table, "a waiting request holds no blocks"
+            assert sequence.in_line, "a waiting request is in line"
         for sequence in self._running:
             assert len(sequence.block_table) >= self.blocks.needed(sequence.cached)
+        assert self._running == sorted(self._running, key=_place)
+
+    def _read_prompts(self, budget: int, chosen: list[Work]) -> None:
+        """Hand out `budget` tokens in the order of the line."""
+        while budget and (sequence := self._fairness.next()) is not None:
+            if sequence.phase is Phase.WAITING and not self._admit(sequence):
+                break
+            budget -= self._give(sequence, budget, chosen)
+        # Who waits for room does not keep those that have it from reading on.
+        for sequence in tuple(self._running):
+            if budget and sequence.in_line and sequence.phase is Phase.RUNNING:
+                budget -= self._give(sequence, budget, chosen)
+
+    def _give(self, sequence: Sequence, most: int, chosen: list[Work]) -> int:
+        """Up to `most` tokens of a running request; how many."""
+        length = min(sequence.pending, most)
+        if self._missing(sequence, length) > 0 and not self._reserve(sequence, length):
+            return 0
+        chosen.append(Work(sequence, length))
+        if sequence.in_line:
+            self._fairness.read(sequence, length)
+        return length
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Let the head of the line run, if there is room for all of it or others make way."""
+        if self._gave_way:
+            return False
+        if not self._has_room(sequence) and not self._make_way(sequence):
+            return False
+        del self._waiting[sequence]
+        sequence.phase = Phase.RUNNING
+        self._fairness.admit(sequence)
+        insort(self._running, sequence, key=_place)
+        return True
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        return len(self._running) < self._max_rows and self._fits(sequence, sequence.pending)
+
+    def _make_way(self, head: Sequence) -> bool:
+        """Preempt those that fairness says must yield, if that is enough."""
+        rows = self._max_rows - len(self._running)
+        missing = self._missing(head, head.pending) - self.blocks.free
+        victims = []
+        for victim in self._fairness.must_yield(head, self._running):
+            victims.append(victim)
+            rows += 1
+            missing -= len(victim.block_table)
+            if rows > 0 and missing <= 0:
+                break
+        else:
+            return False
+        for victim in victims:
+            self._preempt(victim)
+        return True
 
     def _fits(self, sequence: Sequence, length: int) -> bool:
         return self.blocks.can_allocate(self._missing(sequence, length))
@@ -117,9 +178,9 @@ class Scheduler:
             sequence.block_table.extend(self.blocks.allocate(missing))
 
     def _reserve(self, sequence: Sequence, length: int) -> bool:
-        """Blocks for `length` more tokens, preempting later requests; False: preempted itself."""
+        """Blocks for `length` more tokens, preempting from the last; False: preempted itself."""
         while not self._fits(sequence, length):
-            victim = max(self._running, key=lambda s: s.order)
+            victim = self._running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -127,14 +188,21 @@ class Scheduler:
         return True
 
     def _preempt(self, victim: Sequence) -> None:
+        self._gave_way = True
         self._running.remove(victim)
+        self._fairness.dismiss(victim)
         self._free(victim)
+        self._fairness.leave(victim)
         self.add(victim)
 
     def _free(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.block_table)
         sequence.block_table = []
         sequence.cached = 0
+
+
+def _place(sequence: Sequence) -> tuple[int, float, int]:
+    return sequence.place
 
 
 def earliest_deadline(sequences: Iterable[Sequence]) -> float | None:

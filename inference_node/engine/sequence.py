@@ -45,6 +45,18 @@ class Sequence:
     cached: int = 0
     """Leading tokens whose keys and values are in the cache."""
     block_table: list[int] = field(default_factory=list)
+    flow: tuple[int, str, str] = (0, "", "")
+    """Priority, tenant and adapter: whom it shares a line with. Set when it is ready."""
+    in_line: bool = False
+    """Its prompt is not read to the end: it has a claim on the step's prompt tokens."""
+    paid: int = 0
+    """Leading prompt tokens that its tenant was charged for."""
+    admitted_at: float | None = None
+    """Its tenant's token counter when it first got a row."""
+    rank: int = 0
+    """Its priority, with the age of its class when it got its row."""
+    place: tuple[int, float, int] = (0, 0.0, 0)
+    """Its place among those that run: when room is short, the last gives way."""
     draws: Any = None
     """The sampler's random state of this request."""
     ready_at: float = 0.0

@@ -26,11 +26,13 @@ def test_variables_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAPOOL_POOL_MB", "64")
     monkeypatch.setenv("LORAPOOL_KV_TOKENS", "4096")
     monkeypatch.setenv("LORAPOOL_LINEARS", "dense")
+    monkeypatch.setenv("LORAPOOL_TENANT_WEIGHTS", "gold=4, trial=0.5")
     monkeypatch.setenv("LORAPOOL_INSECURE", "1")
     monkeypatch.setenv("LORAPOOL_LISTEN", "0.0.0.0:1")
     settings = load_settings()
     config = settings.engine_config("m")
     assert (config.pool_bytes, config.kv_tokens, config.linears) == (64 * 2**20, 4096, "dense")
+    assert config.tenant_weights == {"gold": 4.0, "trial": 0.5}
     assert settings.server_config().listen == "0.0.0.0:1"
 
 
@@ -42,7 +44,14 @@ def test_a_flag_goes_before_its_variable(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("POOL_MB", "lots"), ("POOL_MB", "0"), ("DEVICE", "tpu"), ("DRAIN_SECONDS", "-1")],
+    [
+        ("POOL_MB", "lots"),
+        ("POOL_MB", "0"),
+        ("DEVICE", "tpu"),
+        ("DRAIN_SECONDS", "-1"),
+        ("TENANT_WEIGHTS", "gold=much"),
+        ("TENANT_WEIGHTS", "gold=4,"),
+    ],
 )
 def test_a_malformed_value_is_refused_by_the_name_of_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
@@ -50,6 +59,12 @@ def test_a_malformed_value_is_refused_by_the_name_of_its_variable(
     monkeypatch.setenv(f"LORAPOOL_{name}", value)
     with pytest.raises(BadConfiguration, match=f"LORAPOOL_{name}"):
         load_settings()
+
+
+def test_a_share_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAPOOL_TENANT_WEIGHTS", "gold=0")
+    with pytest.raises(BadConfiguration, match="tenant_weights"):
+        load_settings().engine_config("m")
 
 
 def test_settings_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from inference_node.engine.fairness import Fairness
 from inference_node.engine.kv_blocks import BlockAllocator
 from inference_node.engine.scheduler import Scheduler, Step, Work
 from inference_node.engine.sequence import Phase, Sequence
@@ -25,6 +26,11 @@ from tests.inference_node.engine.sequences import make_sequence
 
 BLOCKS, BLOCK_TOKENS = 8, 4
 ROOM = BLOCKS * BLOCK_TOKENS
+PROMPTS, ANSWERS = st.integers(1, 20), st.integers(1, ROOM - 20)
+FLOWS = st.tuples(
+    st.sampled_from([0, 0, 0, 1, -2]), st.sampled_from(["t", "u", "heavy"]), st.sampled_from("ab")
+)
+"""Priority, tenant, adapter."""
 
 
 def run(step: Step) -> None:
@@ -39,35 +45,39 @@ def run(step: Step) -> None:
 class SchedulerMachine(RuleBasedStateMachine):
     """Requests come, go and grow; the steps are checked against what they promise."""
 
-    @initialize(rows=st.integers(1, 4), extra=st.integers(0, 12))
-    def open(self, rows: int, extra: int) -> None:
+    @initialize(rows=st.integers(1, 4), extra=st.integers(0, 12), lag=st.sampled_from([4, 64, 999]))
+    def open(self, rows: int, extra: int, lag: int) -> None:
         self.rows, self.budget = rows, rows + extra
         self.scheduler = Scheduler(
             BlockAllocator(BLOCKS, block_tokens=BLOCK_TOKENS),
             max_rows=rows,
             step_tokens=self.budget,
+            fairness=Fairness(weights={"heavy": 3.0}, lag_tokens=lag, aging_steps=4),
         )
         self.goals: dict[Sequence, int] = {}
         self.orders = 0
         self.skipped: list[int] = []
 
-    @rule(prompt=st.integers(1, 20), answer=st.integers(1, ROOM - 20), late=st.booleans())
-    def add(self, prompt: int, answer: int, late: bool) -> None:
+    @rule(prompt=PROMPTS, answer=ANSWERS, whose=FLOWS, late=st.booleans())
+    def add(self, prompt: int, answer: int, whose: tuple[int, str, str], late: bool) -> None:
         """`late`: accepted now, but its adapter is ready only after younger requests."""
         order = self.orders
         self.orders += 1
         if late:
             self.skipped.append(order)
             return
-        self.join(order, prompt, answer)
+        self.join(order, prompt, answer, whose)
 
     @precondition(lambda self: self.skipped)
-    @rule(prompt=st.integers(1, 20), answer=st.integers(1, ROOM - 20))
-    def add_late(self, prompt: int, answer: int) -> None:
-        self.join(self.skipped.pop(0), prompt, answer)
+    @rule(prompt=PROMPTS, answer=ANSWERS, whose=FLOWS)
+    def add_late(self, prompt: int, answer: int, whose: tuple[int, str, str]) -> None:
+        self.join(self.skipped.pop(0), prompt, answer, whose)
 
-    def join(self, order: int, prompt: int, answer: int) -> None:
-        sequence = make_sequence(prompt, order=order)
+    def join(self, order: int, prompt: int, answer: int, whose: tuple[int, str, str]) -> None:
+        priority, tenant, adapter = whose
+        sequence = make_sequence(
+            prompt, order=order, priority=priority, tenant=tenant, adapter=adapter
+        )
         self.goals[sequence] = prompt + answer
         self.scheduler.add(sequence)
 
@@ -89,7 +99,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.step()
 
     def step(self) -> None:
-        before = sorted(self.scheduler.running, key=lambda s: s.order)
+        before = self.scheduler.running
         decoding = [s for s in before if s.pending == 1]
         step = self.scheduler.schedule()
         self.scheduler.check_integrity()
@@ -97,8 +107,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.scheduler.idle, "requests wait although something could run"
             return
         self.check(step, decoding)
-        progress = [item.sequence for item in step.work]
-        assert not before or before[0] in progress, "the running request that came first waits"
+        let_in = set(self.scheduler.running) - set(before)
+        if before and not let_in:
+            assert before[0].phase is Phase.RUNNING, "the first place gave way and nobody took it"
         run(step)
         for item in step.work:
             if len(item.sequence.tokens) >= self.goals[item.sequence]:
@@ -130,7 +141,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             held = [*self.scheduler.running, *self.scheduler.waiting]
             assert sorted(map(id, held)) == sorted(map(id, self.goals))
             waiting = self.scheduler.waiting
-            assert [s.order for s in waiting] == sorted(s.order for s in waiting)
             assert all(s.cached == 0 for s in waiting), "tokens are cached without blocks"
 
     def teardown(self) -> None:
@@ -174,7 +184,7 @@ def take_one_block_too_few(self: Scheduler, sequence: Sequence, length: int) -> 
 
 def preempt_the_oldest(self: Scheduler, sequence: Sequence, length: int) -> bool:
     while not self._fits(sequence, length):
-        victim = min(self._running, key=lambda s: s.order)
+        victim = self._running[0]
         self._preempt(victim)
         if victim is sequence:
             return False
