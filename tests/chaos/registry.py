@@ -39,7 +39,14 @@ ROWS = (
     Entry("T7", "killed_store", "kill -9 of the store in a stream of publishes", 2.0, short=0.04),
     Entry("T8", "redis_conditions", "Redis in six troubles", 3.0, short=0.04),
     Entry("T9", "propagation", "propagation to three nodes", 3.0, short=0.04, alone=True),
-    Entry("T13", "refused", "bad inputs are refused, beside requests in flight", 1.5, short=0.05),
+    Entry(
+        "T13",
+        "refused",
+        "bad inputs are refused, beside requests in flight",
+        1.5,
+        short=0.05,
+        alone=True,
+    ),
     Entry("T14", "fuzzed", "fuzzing of what reads foreign bytes", 7.0, short=0.01),
 )
 
