@@ -8,7 +8,7 @@ SEED   ?= 0
 TIME   ?= 1800
 ROWS   ?=
 
-.PHONY: help setup demo test test-store test-minio lint protos up down bench chaos fuzz clean
+.PHONY: help setup demo test test-store test-minio lint protos up down bench bench-store chaos fuzz clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
 
@@ -52,6 +52,9 @@ down: $(STAMP) ## stop what `make up` started
 
 bench: setup ## throughput beside PEFT, in one run
 	$(BIN)/python benchmarks/throughput.py
+
+bench-store: setup ## the adapter store beside plain boto3, and 10,000 adapters
+	$(BIN)/python -m benchmarks.store
 
 chaos: setup ## the proof suite, 40 minutes; SCALE=0.1 shortens it, ROWS=T4,T7 chooses
 	$(BIN)/python -m tests.chaos --scale $(SCALE) --seed $(SEED) $(if $(ROWS),--rows $(ROWS))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 from adapter_store.cache import ContentCache
 from adapter_store.errors import IntegrityError
@@ -29,15 +32,17 @@ class Fetcher:
         StoreUnavailable, StoreRefused.
         """
         chunks = [chunk for file in version.files for chunk in file.chunks]
-        bodies = dict(zip(chunks, self._fetch_all(chunks), strict=True))
-        return {file.name: _assemble(file, bodies) for file in version.files}
+        with contextlib.closing(self._bodies(chunks)) as bodies:
+            return {file.name: _assemble(file, bodies) for file in version.files}
 
-    def _fetch_all(self, chunks: list[Chunk]) -> list[bytes]:
+    def _bodies(self, chunks: list[Chunk]) -> Generator[bytes]:
+        """In order, each as soon as it is there; later ones are on their way meanwhile."""
         threads = min(self._parallel, len(chunks))
         if threads < 2:
-            return [self._chunk(chunk) for chunk in chunks]
+            yield from map(self._chunk, chunks)
+            return
         with ThreadPoolExecutor(threads, "fetch") as pool:
-            return list(pool.map(self._chunk, chunks))
+            yield from pool.map(self._chunk, chunks)
 
     def _chunk(self, chunk: Chunk) -> bytes:
         cached = self._cache.get(chunk.sha256) if self._cache else None
@@ -62,10 +67,14 @@ class Fetcher:
         return body if intact else None
 
 
-def _assemble(file: FileEntry, bodies: dict[Chunk, bytes]) -> bytes:
+def _assemble(file: FileEntry, bodies: Iterator[bytes]) -> bytes:
+    """The file of the next chunks in `bodies`, hashed while others still travel."""
     if len(file.chunks) == 1 and file.chunks[0].sha256 == file.sha256:
-        return bodies[file.chunks[0]]
-    body = b"".join(bodies[chunk] for chunk in file.chunks)
-    if hashlib.sha256(body).hexdigest() != file.sha256:
+        return next(bodies)
+    digest, parts = hashlib.sha256(), []
+    for part in islice(bodies, len(file.chunks)):
+        digest.update(part)
+        parts.append(part)
+    if digest.hexdigest() != file.sha256:
         raise IntegrityError(f"the chunks of {file.name!r} do not make up the file")
-    return body
+    return b"".join(parts)

@@ -69,14 +69,26 @@ class Placed:
 
 def cut(files: Mapping[str, bytes]) -> tuple[FileEntry, ...]:
     """Files as entries whose chunks have digests but, until they are placed, no keys."""
-    entries = []
-    for name, body in sorted(files.items()):
-        chunks = tuple(
-            Chunk("", offset, len(part), hashlib.sha256(part).hexdigest())
-            for offset, part in _parts(body)
-        )
-        entries.append(FileEntry(name, len(body), hashlib.sha256(body).hexdigest(), chunks))
-    return tuple(entries)
+    return tuple(_cut(name, body) for name, body in sorted(files.items()))
+
+
+def _cut(name: str, body: bytes) -> FileEntry:
+    if len(body) <= layout.CHUNK_BYTES:
+        chunks = _chunks(body)
+        whole = chunks[0].sha256 if chunks else hashlib.sha256().hexdigest()
+        return FileEntry(name, len(body), whole, chunks)
+    # Hashing lets go of the interpreter, so the file and its chunks are hashed side by side.
+    with ThreadPoolExecutor(1, "hash") as pool:
+        hashed = pool.submit(hashlib.sha256, body)
+        chunks = _chunks(body)
+        return FileEntry(name, len(body), hashed.result().hexdigest(), chunks)
+
+
+def _chunks(body: bytes) -> tuple[Chunk, ...]:
+    return tuple(
+        Chunk("", offset, len(part), hashlib.sha256(part).hexdigest())
+        for offset, part in _parts(body)
+    )
 
 
 def chunk_bodies(entries: Sequence[FileEntry], files: Mapping[str, bytes]) -> dict[str, memoryview]:

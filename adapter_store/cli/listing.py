@@ -39,7 +39,7 @@ After = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
+class Page:
     """Some adapters in the store's order, and the token of what follows them."""
 
     heads: tuple[Record, ...]
@@ -63,8 +63,8 @@ def ls(limit: Limit = None, after: After = None, tenant: Tenant = None, json: Js
             limit = limit or DOCUMENT
             following = _print_document(store, owner, limit=limit, after=after)
         else:
-            pages = _pages(store, owner, size=PAGE, limit=limit, after=after)
-            following = _print_table(pages)
+            listed = pages(store, owner, size=PAGE, limit=limit, after=after)
+            following = _print_table(listed)
     if following is not None:
         more = f"adapter-store ls --limit {limit} --after '{following}'"
         say(f"more: {more}{tenant_option(settings, owner)}")
@@ -77,7 +77,7 @@ def _print_document(
     heads: list[Record] = []
     damaged: list[str] = []
     following = None
-    for page in _pages(store, tenant, size=DOCUMENT, limit=limit, after=after):
+    for page in pages(store, tenant, size=DOCUMENT, limit=limit, after=after):
         heads += page.heads
         damaged += page.damaged
         following = page.next
@@ -86,10 +86,10 @@ def _print_document(
     return following
 
 
-def _print_table(pages: Iterator[_Page]) -> str | None:
+def _print_table(found: Iterator[Page]) -> str | None:
     """Every page as it comes; the token of what was not asked for."""
     table, empty, following = Table(_COLUMNS), True, None
-    for page in pages:
+    for page in found:
         for name, reason in page.damaged.items():
             say(f"damaged  {name}: {reason}; see: adapter-store verify {name}")
         if page.heads:
@@ -101,9 +101,14 @@ def _print_table(pages: Iterator[_Page]) -> str | None:
     return following
 
 
-def _pages(
-    store: ObjectStore, tenant: str, *, size: int, limit: int | None, after: str | None
-) -> Iterator[_Page]:
+def pages(
+    store: ObjectStore,
+    tenant: str,
+    *,
+    size: int,
+    limit: int | None = None,
+    after: str | None = None,
+) -> Iterator[Page]:
     """At most `limit` adapters, at most `size` at a time."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -126,11 +131,11 @@ def _pages(
 
 def _page(
     names: tuple[str, ...], found: tuple[Record | IntegrityError | None, ...], token: str | None
-) -> _Page:
+) -> Page:
     heads = (head for head in found if head is not None and not isinstance(head, IntegrityError))
     pairs = zip(names, found, strict=True)
     damaged = {name: str(error) for name, error in pairs if isinstance(error, IntegrityError)}
-    return _Page(tuple(heads), damaged, token)
+    return Page(tuple(heads), damaged, token)
 
 
 def _head(reader: Reader, tenant: str, name: str) -> Record | IntegrityError | None:
