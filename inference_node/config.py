@@ -31,6 +31,8 @@ class EngineConfig:
     kv_tokens: int = 16_384
     """Tokens of KV cache shared by all running requests."""
     block_tokens: int = 16
+    prefix_cache: bool = True
+    """Compute the beginning that requests of one tenant to one adapter version share only once."""
     max_rows: int = 64
     """Requests decoded in one step."""
     step_tokens: int = 512

@@ -76,6 +76,8 @@ class FinishReason(Enum):
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt: tokens whose keys and values were in the cache from an earlier request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ class NodeSettings(BaseSettings):
     """Disk for verified chunks, MiB; 0 keeps none."""
     kv_tokens: int = Field(default=_ENGINE.kv_tokens, ge=1)
     """Tokens of KV cache shared by all running requests."""
+    prefix_cache: bool = _ENGINE.prefix_cache
+    """Compute the beginning that requests of one tenant to one adapter version share only once."""
     max_rows: int = Field(default=_ENGINE.max_rows, ge=1)
     """Requests decoded in one step."""
     step_tokens: int = Field(default=_ENGINE.step_tokens, ge=1)
@@ -93,6 +95,7 @@ class NodeSettings(BaseSettings):
             pool_bytes=self.pool_mb * MIB,
             host_bytes=self.host_mb * MIB,
             kv_tokens=self.kv_tokens,
+            prefix_cache=self.prefix_cache,
             max_rows=self.max_rows,
             step_tokens=self.step_tokens,
             tenant_weights=self.tenant_weights,

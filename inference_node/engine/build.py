@@ -15,6 +15,7 @@ from inference_node.engine.admission import Admission
 from inference_node.engine.fairness import Fairness
 from inference_node.engine.kv_blocks import BlockAllocator
 from inference_node.engine.loop import EngineLoop, Inbox
+from inference_node.engine.prefix import PrefixNames
 from inference_node.engine.runner import Runner, leave_the_cores
 from inference_node.engine.scheduler import Scheduler
 from inference_node.engine.sequence import Sequence
@@ -50,14 +51,19 @@ def base_card(config: EngineConfig) -> BaseCard:
     )
 
 
-def _scheduler(config: EngineConfig, blocks: BlockAllocator) -> Scheduler:
+def _scheduler(config: EngineConfig, blocks: BlockAllocator, fingerprint: str) -> Scheduler:
     fairness = Fairness(
         weights=config.tenant_weights,
         lag_tokens=config.fair_lag_tokens,
         aging_steps=config.priority_aging_steps,
     )
+    prefixes = PrefixNames(fingerprint, block_tokens=blocks.block_tokens)
     return Scheduler(
-        blocks, max_rows=config.max_rows, step_tokens=config.step_tokens, fairness=fairness
+        blocks,
+        max_rows=config.max_rows,
+        step_tokens=config.step_tokens,
+        fairness=fairness,
+        prefixes=prefixes if config.prefix_cache else None,
     )
 
 
@@ -156,7 +162,7 @@ def build_engine(
         card=card,
         inbox=inbox,
         runner=Runner(decoder, pool, block_tokens=blocks.block_tokens),
-        scheduler=_scheduler(config, blocks),
+        scheduler=_scheduler(config, blocks, base.fingerprint),
         slots=slots,
         loader=loader,
         watcher=watcher,

@@ -242,8 +242,10 @@ class EngineLoop:
         except Exception:
             log.exception("a step failed")
             for item in step.work:
+                self._scheduler.distrust(item.sequence)
                 self._fail(item.sequence, EngineFailure("the step failed", retry_after=1.0))
             return False
+        self._scheduler.ran(step)
         for result in drawn:
             self._hand_out(result)
         return False
@@ -296,6 +298,7 @@ class EngineLoop:
     def _hand_out(self, result: Drawn) -> None:
         sequence, token = result.sequence, result.token
         if token is None:
+            self._scheduler.distrust(sequence)
             self._fail(
                 sequence,
                 ModelFailure("the model's logits are not finite for this request"),

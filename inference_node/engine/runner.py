@@ -104,7 +104,8 @@ class Runner:
         """Blocks this step writes first.
 
         Attention multiplies what it masks by zero instead of leaving it out, so whatever an
-        earlier request left in a block must be finite, and zeros are.
+        earlier request left in a block must be finite, and zeros are. Blocks that came filled, from
+        the cache, lie before `cached` and are full.
         """
         fresh: list[int] = []
         for item in step.work:

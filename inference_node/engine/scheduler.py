@@ -3,7 +3,8 @@
 Every running request gets its next token each step; what is left of the step's token budget goes
 to prompts, in chunks, in the order that `fairness` says. Blocks are taken as tokens come; when
 there are none, the running request in the last place gives its blocks up and starts over, keeping
-its lease. Who is at the head of the line is not overtaken by smaller ones behind.
+its lease. Who is at the head of the line is not overtaken by smaller ones behind. A request starts
+behind the full blocks of its prefix that the cache holds already.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from inference_node.engine.fairness import Fairness
 from inference_node.engine.kv_blocks import BlockAllocator
+from inference_node.engine.prefix import PrefixNames
 from inference_node.engine.sequence import Phase, Sequence
 
 
@@ -47,8 +49,11 @@ class Scheduler:
         max_rows: int,
         step_tokens: int,
         fairness: Fairness | None = None,
+        prefixes: PrefixNames | None = None,
     ) -> None:
+        """Without `prefixes`, requests share no blocks."""
         self.blocks = blocks
+        self._prefixes = prefixes
         self._max_rows = max_rows
         self._step_tokens = step_tokens
         self._fairness = fairness or Fairness()
@@ -86,6 +91,23 @@ class Scheduler:
         self._fairness.leave(sequence)
         self._free(sequence)
 
+    def distrust(self, sequence: Sequence) -> None:
+        """The model failed on this request: nobody is to reuse what it wrote."""
+        self.blocks.forget(sequence.block_table)
+
+    def ran(self, step: Step) -> None:
+        """The step's tokens are cached: let others find the blocks that they filled."""
+        if self._prefixes is None:
+            return
+        for item in step.work:
+            sequence = item.sequence
+            full = sequence.cached // self.blocks.block_tokens
+            if full > sequence.named and sequence.phase is Phase.RUNNING:
+                names = self._prefixes.of(sequence, full)
+                for index in range(sequence.named, full):
+                    self.blocks.name(sequence.block_table[index], names[index])
+                sequence.named = full
+
     def schedule(self) -> Step | None:
         """The next step, or None when nothing can run."""
         self._fairness.tick()
@@ -111,6 +133,9 @@ class Scheduler:
             assert sequence.in_line, "a waiting request is in line"
         for sequence in self._running:
             assert len(sequence.block_table) >= self.blocks.needed(sequence.cached)
+            full = sequence.cached // self.blocks.block_tokens
+            private = sequence.block_table[full:]
+            assert self.blocks.would_free(private) == len(private), "a shared block is written"
         assert self._running == sorted(self._running, key=_place)
 
     def _read_prompts(self, budget: int, chosen: list[Work]) -> None:
@@ -138,26 +163,50 @@ class Scheduler:
         """Let the head of the line run, if there is room for all of it or others make way."""
         if self._gave_way:
             return False
-        if not self._has_room(sequence) and not self._make_way(sequence):
+        reusable = self._reusable(sequence)
+        if not self._has_room(sequence, reusable) and not self._make_way(sequence, reusable):
             return False
         del self._waiting[sequence]
         sequence.phase = Phase.RUNNING
+        self._reuse(sequence, reusable)
         self._fairness.admit(sequence)
         insort(self._running, sequence, key=_place)
         return True
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        return len(self._running) < self._max_rows and self._fits(sequence, sequence.pending)
+    def _reusable(self, head: Sequence) -> list[int]:
+        """Blocks that hold the beginning of what it has to read."""
+        if self._prefixes is None:
+            return []
+        return self.blocks.find(self._prefixes.reusable(head))
 
-    def _make_way(self, head: Sequence) -> bool:
+    def _reuse(self, sequence: Sequence, reusable: list[int]) -> None:
+        self.blocks.hold(reusable)
+        sequence.block_table = reusable
+        sequence.named = len(reusable)
+        sequence.cached = len(reusable) * self.blocks.block_tokens
+        found = min(sequence.cached, len(sequence.request.prompt))
+        if sequence.admitted_at is None:
+            sequence.reused = found
+        sequence.paid = max(sequence.paid, found)
+
+    def _has_room(self, head: Sequence, reusable: list[int]) -> bool:
+        return len(self._running) < self._max_rows and self._short_by(head, reusable) <= 0
+
+    def _short_by(self, head: Sequence, reusable: list[int]) -> int:
+        """Blocks that are missing for all that it has to read."""
+        own = self.blocks.needed(len(head.tokens)) - len(reusable)
+        return own + self.blocks.kept_among(reusable) - self.blocks.free
+
+    def _make_way(self, head: Sequence, reusable: list[int]) -> bool:
         """Preempt those that fairness says must yield, if that is enough."""
         rows = self._max_rows - len(self._running)
-        missing = self._missing(head, head.pending) - self.blocks.free
+        missing = self._short_by(head, reusable)
+        wanted = set(reusable)
         victims = []
         for victim in self._fairness.must_yield(head, self._running):
             victims.append(victim)
             rows += 1
-            missing -= len(victim.block_table)
+            missing -= self.blocks.would_free(victim.block_table, wanted=wanted)
             if rows > 0 and missing <= 0:
                 break
         else:
@@ -198,7 +247,7 @@ class Scheduler:
     def _free(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.block_table)
         sequence.block_table = []
-        sequence.cached = 0
+        sequence.cached = sequence.named = 0
 
 
 def _place(sequence: Sequence) -> tuple[int, float, int]:

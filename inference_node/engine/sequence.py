@@ -45,6 +45,12 @@ class Sequence:
     cached: int = 0
     """Leading tokens whose keys and values are in the cache."""
     block_table: list[int] = field(default_factory=list)
+    block_names: list[bytes] = field(default_factory=list)
+    """What its leading full blocks hold, as `prefix` names it."""
+    named: int = 0
+    """Leading blocks of the table whose names others may find."""
+    reused: int = 0
+    """Leading prompt tokens that were in the cache when it first got a row."""
     flow: tuple[int, str, str] = (0, "", "")
     """Priority, tenant and adapter: whom it shares a line with. Set when it is ready."""
     in_line: bool = False
@@ -92,7 +98,7 @@ class Sequence:
 
     @property
     def usage(self) -> Usage:
-        return Usage(len(self.request.prompt), self.produced)
+        return Usage(len(self.request.prompt), self.produced, self.reused)
 
     @property
     def timings(self) -> Timings:

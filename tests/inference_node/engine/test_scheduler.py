@@ -20,46 +20,54 @@ from hypothesis.stateful import (
 
 from inference_node.engine.fairness import Fairness
 from inference_node.engine.kv_blocks import BlockAllocator
+from inference_node.engine.prefix import PrefixNames
 from inference_node.engine.scheduler import Scheduler, Step, Work
 from inference_node.engine.sequence import Phase, Sequence
+from tests.inference_node.engine.kv_content import KvContent
 from tests.inference_node.engine.sequences import make_sequence
 
 BLOCKS, BLOCK_TOKENS = 8, 4
 ROOM = BLOCKS * BLOCK_TOKENS
-PROMPTS, ANSWERS = st.integers(1, 20), st.integers(1, ROOM - 20)
+PROMPTS = st.tuples(st.sampled_from([1, 3, 4, 5, 8, 12, 13, 16, 20]), st.booleans()).map(
+    lambda drawn: (int(drawn[1]), *range(1, drawn[0]))
+)
+"""Prompts that share their tokens, except for the first one."""
+ANSWERS = st.integers(1, ROOM - 20)
 FLOWS = st.tuples(
-    st.sampled_from([0, 0, 0, 1, -2]), st.sampled_from(["t", "u", "heavy"]), st.sampled_from("ab")
+    st.sampled_from([0, 0, 0, 1, -2]),
+    st.sampled_from(["t", "u", "heavy"]),
+    st.sampled_from(["a", "b", ""]),
 )
 """Priority, tenant, adapter."""
-
-
-def run(step: Step) -> None:
-    """What the runner does with a step: tokens become cached, and one is drawn where due."""
-    for item in step.work:
-        due = item.samples
-        item.sequence.cached += item.length
-        if due:
-            item.sequence.tokens.append(1)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Requests come, go and grow; the steps are checked against what they promise."""
 
-    @initialize(rows=st.integers(1, 4), extra=st.integers(0, 12), lag=st.sampled_from([4, 64, 999]))
-    def open(self, rows: int, extra: int, lag: int) -> None:
+    @initialize(
+        rows=st.integers(1, 4),
+        extra=st.integers(0, 12),
+        lag=st.sampled_from([4, 64, 999]),
+        shared=st.booleans(),
+    )
+    def open(self, rows: int, extra: int, lag: int, shared: bool) -> None:
         self.rows, self.budget = rows, rows + extra
         self.scheduler = Scheduler(
             BlockAllocator(BLOCKS, block_tokens=BLOCK_TOKENS),
             max_rows=rows,
             step_tokens=self.budget,
             fairness=Fairness(weights={"heavy": 3.0}, lag_tokens=lag, aging_steps=4),
+            prefixes=PrefixNames("base", block_tokens=BLOCK_TOKENS) if shared else None,
         )
+        self.content = KvContent(block_tokens=BLOCK_TOKENS)
         self.goals: dict[Sequence, int] = {}
         self.orders = 0
         self.skipped: list[int] = []
 
     @rule(prompt=PROMPTS, answer=ANSWERS, whose=FLOWS, late=st.booleans())
-    def add(self, prompt: int, answer: int, whose: tuple[int, str, str], late: bool) -> None:
+    def add(
+        self, prompt: tuple[int, ...], answer: int, whose: tuple[int, str, str], late: bool
+    ) -> None:
         """`late`: accepted now, but its adapter is ready only after younger requests."""
         order = self.orders
         self.orders += 1
@@ -70,15 +78,17 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.skipped)
     @rule(prompt=PROMPTS, answer=ANSWERS, whose=FLOWS)
-    def add_late(self, prompt: int, answer: int, whose: tuple[int, str, str]) -> None:
+    def add_late(self, prompt: tuple[int, ...], answer: int, whose: tuple[int, str, str]) -> None:
         self.join(self.skipped.pop(0), prompt, answer, whose)
 
-    def join(self, order: int, prompt: int, answer: int, whose: tuple[int, str, str]) -> None:
+    def join(
+        self, order: int, prompt: tuple[int, ...], answer: int, whose: tuple[int, str, str]
+    ) -> None:
         priority, tenant, adapter = whose
         sequence = make_sequence(
             prompt, order=order, priority=priority, tenant=tenant, adapter=adapter
         )
-        self.goals[sequence] = prompt + answer
+        self.goals[sequence] = len(prompt) + answer
         self.scheduler.add(sequence)
 
     @precondition(lambda self: self.goals)
@@ -110,7 +120,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         let_in = set(self.scheduler.running) - set(before)
         if before and not let_in:
             assert before[0].phase is Phase.RUNNING, "the first place gave way and nobody took it"
-        run(step)
+        for sequence in self.content.run(step):
+            sequence.tokens.append(1)
+        self.scheduler.ran(step)
+        self.scheduler.check_integrity()
         for item in step.work:
             if len(item.sequence.tokens) >= self.goals[item.sequence]:
                 self.end(item.sequence)
@@ -197,22 +210,62 @@ def drop_the_victim(self: Scheduler, victim: Sequence) -> None:
     self._free(victim)
 
 
+def root_without_the_version(self: PrefixNames, sequence: Sequence) -> bytes:
+    return sequence.request.tenant.encode()
+
+
+def root_without_the_tenant(self: PrefixNames, sequence: Sequence) -> bytes:
+    # Versions are told apart by their digest, which content shared between tenants has in common.
+    return b"" if sequence.entry is None else sequence.entry.adapter.encode()
+
+
+def all_blocks_of_the_prompt(self: PrefixNames, sequence: Sequence) -> list[bytes]:
+    return self.of(sequence, len(sequence.tokens) // BLOCK_TOKENS)
+
+
+def names_of_each_block_alone(self: PrefixNames, sequence: Sequence, blocks: int) -> list[bytes]:
+    cut = range(0, blocks * BLOCK_TOKENS, BLOCK_TOKENS)
+    return [self.root(sequence) + bytes(sequence.tokens[at : at + BLOCK_TOKENS]) for at in cut]
+
+
+def release_whoever_holds(self: BlockAllocator, blocks: list[int]) -> None:
+    for block in blocks:
+        self._holders[block] = 0
+        self._blank.append(block)
+
+
+def name_before_it_is_full(self: Scheduler, step: Step) -> None:
+    assert self._prefixes is not None
+    for item in step.work:
+        sequence = item.sequence
+        full = len(sequence.tokens) // BLOCK_TOKENS
+        for index, name in enumerate(self._prefixes.of(sequence, full)):
+            if index < len(sequence.block_table):
+                self.blocks.name(sequence.block_table[index], name)
+
+
 @pytest.mark.parametrize(
-    ("method", "bug"),
+    ("owner", "method", "bug"),
     [
-        ("_free", keep_the_blocks),
-        ("_free", free_but_keep_the_table),
-        ("_free", forget_what_is_cached),
-        ("_take", take_one_block_too_few),
-        ("_reserve", preempt_the_oldest),
-        ("_preempt", drop_the_victim),
+        (Scheduler, "_free", keep_the_blocks),
+        (Scheduler, "_free", free_but_keep_the_table),
+        (Scheduler, "_free", forget_what_is_cached),
+        (Scheduler, "_take", take_one_block_too_few),
+        (Scheduler, "_reserve", preempt_the_oldest),
+        (Scheduler, "_preempt", drop_the_victim),
+        (Scheduler, "ran", name_before_it_is_full),
+        (PrefixNames, "root", root_without_the_version),
+        (PrefixNames, "root", root_without_the_tenant),
+        (PrefixNames, "reusable", all_blocks_of_the_prompt),
+        (PrefixNames, "of", names_of_each_block_alone),
+        (BlockAllocator, "release", release_whoever_holds),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_control_the_machine_catches_a_seeded_bug(
-    method: str, bug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    owner: type, method: str, bug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Scheduler, method, bug)
+    monkeypatch.setattr(owner, method, bug)
     quick = settings(
         max_examples=1000,
         stateful_step_count=40,
@@ -241,7 +294,11 @@ def turn(scheduler: Scheduler) -> list[tuple[int, int]]:
     step = scheduler.schedule()
     found = lengths(step)
     assert step is not None
-    run(step)
+    due = [item.sequence for item in step.work if item.samples]
+    for item in step.work:
+        item.sequence.cached += item.length
+    for sequence in due:
+        sequence.tokens.append(1)
     return found
 
 
