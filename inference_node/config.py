@@ -46,6 +46,7 @@ class EngineConfig:
     """A priority class that waits so many steps rises by one."""
     max_context: int = 2048
     max_queue: int = 1024
+    """Requests in progress. One tenant may have 8 times as many as there are places left."""
     max_rank: int = 64
     fetch_threads: int = 4
     poll_seconds: float = 30.0

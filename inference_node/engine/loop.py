@@ -12,6 +12,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,8 +20,9 @@ from adapter_store.record import BaseCard
 from inference_node.adapters.loader import Loader, LoaderEvent, Watcher
 from inference_node.adapters.slots import Resident, SlotTable
 from inference_node.engine.admission import Admission
+from inference_node.engine.deadlines import Deadlines
 from inference_node.engine.runner import Drawn, Runner
-from inference_node.engine.scheduler import Scheduler, earliest_deadline
+from inference_node.engine.scheduler import Scheduler
 from inference_node.engine.sequence import Phase, Sequence
 from inference_node.errors import (
     Cancelled,
@@ -49,6 +51,9 @@ from inference_node.text import StopMatcher, Tokenizer
 log = logging.getLogger(__name__)
 
 _SEED_BITS = 31
+_CROWD = 8
+"""Times as many requests as the queue has places left that one tenant may have in progress: a flood
+leaves room for others. (Choudhury and Hahne, "Dynamic queue length thresholds", 1998.)"""
 
 
 MakeAdmission = Callable[
@@ -131,8 +136,10 @@ class EngineLoop:
         self._page_bytes = page_bytes
         self._clock = clock
         self._active: dict[str, Sequence] = {}
+        self._deadlines = Deadlines()
         self._gate = threading.Condition()
         self._accepted = 0
+        self._accepted_of: Counter[str] = Counter()
         self._orders = 0
         self._draining = False
         self._stopping = False
@@ -160,7 +167,15 @@ class EngineLoop:
                 raise Draining("this node is stopping", hint="ask another node", retry_after=1.0)
             if self._accepted >= self._max_queue:
                 raise QueueFull(f"{self._accepted} requests are in progress", retry_after=1.0)
+            own = self._accepted_of[request.tenant]
+            if own >= _CROWD * (self._max_queue - self._accepted):
+                raise QueueFull(
+                    f"{own} requests of tenant {request.tenant} are in progress; what is left of "
+                    "the queue is for others",
+                    retry_after=1.0,
+                )
             self._accepted += 1
+            self._accepted_of[request.tenant] += 1
             self._orders += 1
             order = self._orders
         seed = request.sampling.seed
@@ -251,7 +266,7 @@ class EngineLoop:
         return False
 
     def _receive(self, *, block: bool) -> None:
-        deadline = earliest_deadline(self._active.values()) if block else None
+        deadline = self._deadlines.soonest() if block else None
         wait = None if deadline is None else max(0.0, deadline - self._clock())
         for message in self._inbox.take(wait=wait, block=block):
             match message:
@@ -273,7 +288,11 @@ class EngineLoop:
             self._end(sequence, Failed(problem, None))
             return
         self._active[request_id] = sequence
-        self._admission.begin(sequence)
+        self._deadlines.add(sequence)
+        # Whose time is up already is not looked up, let alone loaded for.
+        self._expire()
+        if sequence.phase is not Phase.DONE:
+            self._admission.begin(sequence)
 
     def _on_ready(self, sequence: Sequence) -> None:
         sequence.ready_at = self._clock()
@@ -289,11 +308,8 @@ class EngineLoop:
         return left
 
     def _expire(self) -> None:
-        now = self._clock()
-        for sequence in list(self._active.values()):
-            deadline = sequence.request.deadline
-            if deadline is not None and deadline <= now:
-                self._fail(sequence, DeadlineExpired("the deadline passed"))
+        for sequence in self._deadlines.passed(self._clock()):
+            self._fail(sequence, DeadlineExpired("the deadline passed"))
 
     def _hand_out(self, result: Drawn) -> None:
         sequence, token = result.sequence, result.token
@@ -361,6 +377,10 @@ class EngineLoop:
         self._tell(sequence, last)
         with self._gate:
             self._accepted -= 1
+            tenant = sequence.request.tenant
+            self._accepted_of[tenant] -= 1
+            if not self._accepted_of[tenant]:
+                del self._accepted_of[tenant]
             self._gate.notify_all()
 
     def _tell(self, sequence: Sequence, event: Event) -> None:

@@ -10,7 +10,6 @@ behind the full blocks of its prefix that the cache holds already.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inference_node.engine.fairness import Fairness
@@ -252,9 +251,3 @@ class Scheduler:
 
 def _place(sequence: Sequence) -> tuple[int, float, int]:
     return sequence.place
-
-
-def earliest_deadline(sequences: Iterable[Sequence]) -> float | None:
-    """The soonest deadline among `sequences`."""
-    deadlines = [s.request.deadline for s in sequences if s.request.deadline is not None]
-    return min(deadlines, default=None)

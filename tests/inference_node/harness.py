@@ -116,6 +116,7 @@ class Node:
         deadline_in: float | None = None,
         tenant: str = DEFAULT_TENANT,
         request_id: str | None = None,
+        priority: int = 0,
     ) -> Answer:
         """Send a request that ignores end-of-text unless `stopping` says otherwise."""
         ids = self.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
@@ -129,6 +130,7 @@ class Node:
             stopping=stopping or Stopping(max_new_tokens=tokens, ignore_eos=True),
             min_generation=min_generation,
             deadline=None if deadline_in is None else time.monotonic() + deadline_in,
+            priority=priority,
         )
         self.engine.submit(request, answer.on_event)
         return answer

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inference_node.adapters.slots import Entry, VersionKey
-from inference_node.engine.scheduler import earliest_deadline
-from inference_node.engine.sequence import Phase, Sequence
+from inference_node.engine.sequence import Phase
 from inference_node.request import FinishReason, Served, Stopping, Usage
 from tests.inference_node.engine.sequences import make_sequence
 
@@ -96,14 +95,3 @@ def test_times_of_what_never_happened_are_zero_not_negative() -> None:
 
 def test_two_requests_of_equal_content_are_two_requests() -> None:
     assert make_sequence() != make_sequence()
-
-
-def test_the_earliest_deadline_is_that_of_the_request_that_has_one() -> None:
-    waiting: list[Sequence] = [
-        make_sequence(deadline=None),
-        make_sequence(deadline=9.0),
-        make_sequence(deadline=4.0),
-    ]
-    assert earliest_deadline(waiting) == 4.0
-    assert earliest_deadline(waiting[:1]) is None
-    assert earliest_deadline([]) is None
