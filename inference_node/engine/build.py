@@ -29,8 +29,9 @@ from inference_node.model.checkpoint import (
     load_base,
     read_settings,
 )
-from inference_node.model.decoder import Decoder, trace_modules
+from inference_node.model.decoder import Decoder
 from inference_node.model.default_base import default_cache_dir
+from inference_node.model.trace import trace
 from inference_node.request import ModelInfo, PoolStatus
 from inference_node.text import Tokenizer
 
@@ -46,7 +47,7 @@ def base_card(config: EngineConfig) -> BaseCard:
         fingerprint=fingerprint(folder),
         name=folder.name,
         architecture=settings.architectures[0],
-        modules=trace_modules(settings).modules(),
+        modules=trace(settings).modules.modules(),
         max_rank=config.max_rank,
     )
 

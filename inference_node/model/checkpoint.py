@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ ATTENTION = "lorapool_paged"
 QUANTISATION = {"type": "nf4", "block": 64, "double": False}
 _HASH_BYTES = 1 << 24
 _SUPPORTED_ROPE = {"default", "linear", "llama3", "yarn"}
+_ROPE_BY_LENGTH = {"dynamic", "longrope"}
+_SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,6 @@ def load_base(config: EngineConfig) -> Base:
             device_map={"": device},
             attn_implementation=ATTENTION,
         )
-    if not type(model)._supports_attention_backend:
-        raise UnsupportedModel(f"{type(model).__name__} has no pluggable attention")
     model.eval().requires_grad_(False)
     return Base(
         model=model,
@@ -130,22 +130,73 @@ def checkpoint_folder(base_model: str) -> Path:
 
 
 def refuse_unsupported(settings: Any) -> None:
-    """Raises UnsupportedModel, with the reason, for what a paged decoder cannot serve exactly."""
-    if getattr(settings, "is_encoder_decoder", False):
-        raise UnsupportedModel("encoder-decoder models are not served")
-    layer_types = set(getattr(settings, "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        raise UnsupportedModel(f"attention layers of type {sorted(layer_types)} are not served")
-    if getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True):
-        raise UnsupportedModel("sliding-window attention is not served")
+    """Raises UnsupportedModel, with the reason, for what a paged decoder cannot serve exactly.
+
+    What only the model's own code shows is refused by `trace`.
+    """
+    for applies, reason, hint in _REFUSED:
+        if applies(settings):
+            raise UnsupportedModel(reason, hint=hint)
+    layer_types = set(getattr(settings, "layer_types", None) or [])
+    if odd := sorted(layer_types - _SUPPORTED_LAYERS):
+        raise UnsupportedModel(
+            f"layers of type {odd} are not served: their state is not keys and values by position",
+            hint="serve a model whose layers all have full or sliding attention",
+        )
     rope = getattr(settings, "rope_parameters", None) or {}
     # One set for all layers, or one for each type of layer.
     for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         kind = each.get("rope_type", "default")
+        if kind in _ROPE_BY_LENGTH:
+            raise UnsupportedModel(
+                f"RoPE of type {kind!r} changes with the length of the sequence",
+                hint="serve the short-context variant, or set rope_type to yarn, linear or default "
+                "in config.json if the model was trained so",
+            )
         if kind not in _SUPPORTED_ROPE:
-            raise UnsupportedModel(f"RoPE of type {kind!r} changes with the length of the sequence")
-    if getattr(settings, "quantization_config", None) is not None:
-        raise UnsupportedModel("the checkpoint is already quantised; name the original weights")
+            raise UnsupportedModel(
+                f"RoPE of type {kind!r} is not known to keep a token's angles for good",
+                hint=f"known types: {', '.join(sorted(_SUPPORTED_ROPE))}",
+            )
+
+
+def _says(*names: str) -> Callable[[Any], bool]:
+    return lambda settings: any(getattr(settings, name, None) for name in names)
+
+
+_REFUSED: tuple[tuple[Callable[[Any], bool], str, str], ...] = (
+    (
+        _says("is_encoder_decoder"),
+        "encoder-decoder models are not served",
+        "serve a decoder-only model, such as Llama or Qwen",
+    ),
+    (
+        _says("vision_config", "audio_config", "text_config"),
+        "models that read images or sound are not served",
+        "serve the text-only checkpoint of the family, such as gemma-3-1b-it",
+    ),
+    (
+        _says("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+        "mixtures of experts are not served",
+        "serve a dense model of the family",
+    ),
+    (
+        _says("use_bidirectional_attention"),
+        "attention to later tokens is not served",
+        "serve a causal language model",
+    ),
+    (
+        _says("quantization_config"),
+        "the checkpoint is already quantised",
+        "name the folder of the original weights; the node quantises them to NF4 itself",
+    ),
+    (
+        lambda settings: not getattr(settings, "max_position_embeddings", None),
+        "the configuration names no max_position_embeddings",
+        "serve a model with rotary positions, such as Llama or Qwen",
+    ),
+)
+"""What a configuration alone gives away: (applies, reason, what to do)."""
 
 
 def fingerprint(folder: Path) -> str:

@@ -7,16 +7,14 @@ which are the new tokens of many sequences laid end to end in one row of a [1, r
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface
 
-from inference_node.errors import UnsupportedModel
 from inference_node.kernels.backend import REFERENCE, Backend
-from inference_node.kernels.lora import GroupPool, GroupShape, ModuleGroup, ModuleMap
+from inference_node.kernels.lora import GroupPool
 from inference_node.kernels.native import Library
 from inference_node.kernels.paged_attention import (
     AttentionPlan,
@@ -29,26 +27,46 @@ from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import ATTENTION, Base
 from inference_node.model.fused import FusedLayers, fuse
 from inference_node.model.layers import LoraGroup, LoraLinear, StepLora
-
-_TRACE = f"{ATTENTION}_trace"
-_LAYER = re.compile(r"(?P<head>.*\blayers\.)(?P<layer>\d+)(?P<tail>\..*)")
+from inference_node.model.trace import AttentionRule, trace
 
 
 class _PagedCache:
     """Keys and values of every layer, and the attention routing of the running step."""
 
-    def __init__(self, decode: DecodeAttention) -> None:
+    def __init__(self, decode: DecodeAttention, rules: tuple[AttentionRule, ...]) -> None:
         self.decode = decode
+        self.rules = rules
         self.k: list[torch.Tensor] = []  # [layers] of [blocks, block_tokens, kv_heads, head_dim]
         self.v: list[torch.Tensor] = []
         self.plan: AttentionPlan | None = None
+        self._windows: dict[int, AttentionPlan] = {}
 
-    def attend(self, layer: int, q: torch.Tensor, *, scale: float) -> torch.Tensor:
+    def begin(self, plan: AttentionPlan | None) -> None:
+        """The step that starts, or None when it has ended."""
+        self.plan = plan
+        self._windows.clear()
+
+    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """q [rows, heads, head_dim] over the step's keys and values, already written."""
-        assert self.plan is not None
+        rule = self.rules[layer]
         return paged_attention(
-            q, self.k[layer], self.v[layer], self.plan, scale=scale, decode=self.decode
+            q,
+            self.k[layer],
+            self.v[layer],
+            self._seen_through(rule.window),
+            scale=rule.scale,
+            softcap=rule.softcap,
+            decode=self.decode,
         )
+
+    def _seen_through(self, window: int | None) -> AttentionPlan:
+        """The step's plan for the layers of one window; made once a step."""
+        assert self.plan is not None
+        if window is None:
+            return self.plan
+        if window not in self._windows:
+            self._windows[window] = self.plan.within(window)
+        return self._windows[window]
 
 
 class Decoder:
@@ -57,15 +75,15 @@ class Decoder:
     def __init__(self, base: Base, *, linears: str = "nf4", backend: Backend = REFERENCE) -> None:
         self.base = base
         self.backend = backend
-        self.module_map = trace_modules(base.model.config)
+        traced = trace(base.model.config)
+        self.module_map = traced.modules
         self._step = StepLora(backend)
-        self._cache = _PagedCache(backend.decode_attention)
+        self._cache = _PagedCache(backend.decode_attention, traced.attention)
         self.base_bytes_bf16 = _bf16_bytes(base.model)
         self._replace_linears("nf4" if linears == "auto" else linears)
         self._fused: FusedLayers | None = None
-        self._layers = _attention_modules(base.model)
-        for attention in self._layers:
-            attention.lorapool_cache = self._cache
+        for rule in traced.attention:
+            base.model.get_submodule(rule.path).lorapool_cache = self._cache
 
     @property
     def kernel(self) -> str:
@@ -85,16 +103,14 @@ class Decoder:
 
     def allocate_cache(self, *, blocks: int, block_tokens: int) -> None:
         """Fix the KV cache: `blocks` blocks beside block 0, which takes no sequence's tokens."""
-        settings = self.base.model.config
-        heads = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
-        dim = getattr(settings, "head_dim", None) or (
-            settings.hidden_size // settings.num_attention_heads
-        )
-        shape = (blocks + 1, block_tokens, heads, dim)
         for cache in (self._cache.k, self._cache.v):
             cache[:] = [
-                torch.zeros(shape, dtype=self.base.dtype, device=self.base.device)
-                for _ in self._layers
+                torch.zeros(
+                    (blocks + 1, block_tokens, rule.kv_heads, rule.head_dim),
+                    dtype=self.base.dtype,
+                    device=self.base.device,
+                )
+                for rule in self._cache.rules
             ]
         self._fuse()
 
@@ -114,7 +130,7 @@ class Decoder:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits of the wanted rows, [sampled, vocab] float32; caches new keys and values."""
-        self._cache.plan = batch.attention
+        self._cache.begin(batch.attention)
         self._step.begin(batch.lora)
         if self._fused is not None:
             self._fused.begin(batch.lora, batch.attention)
@@ -126,7 +142,7 @@ class Decoder:
                 logits_to_keep=batch.logit_rows,
             )
         finally:
-            self._cache.plan = None
+            self._cache.begin(None)
             self._step.begin(None)
         logits: torch.Tensor = output.logits[0]
         return logits.float()
@@ -140,11 +156,8 @@ class Decoder:
                 self.backend.rows,
                 caches=(self._cache.k, self._cache.v),
                 pools=self._step.pools,
-                attend=self._attend,
+                attend=self._cache.attend,
             )
-
-    def _attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        return self._cache.attend(layer, q, scale=self._layers[layer].scaling)
 
     def _replace_linears(self, linears: str) -> None:
         model = self.base.model
@@ -165,69 +178,6 @@ class Decoder:
     def _product(self, linears: list[Any], kind: str) -> nn.Module:
         linear = stacked(linears)
         return nf4_linear(linear) if kind == "nf4" else dense_linear(linear, dtype=self.base.dtype)
-
-
-def trace_modules(settings: Any) -> ModuleMap:
-    """Find the groups by watching which linears receive the same tensor object.
-
-    `settings` is a checkpoint's configuration; the traced twin lies on the meta device, so no
-    weight is read and nothing is computed. Raises UnsupportedModel when layers differ, or when the
-    model cannot run there.
-    """
-    seen: list[tuple[str, int, int, int]] = []
-    keep_alive: list[torch.Tensor] = []
-
-    def watch(path: str, module: Any) -> None:
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            keep_alive.append(inputs[0])
-            seen.append((path, id(inputs[0]), module.out_features, module.in_features))
-
-        module.register_forward_pre_hook(hook)
-
-    plain = type(settings).from_dict({**settings.to_dict(), "quantization_config": None})
-    with torch.device("meta"), torch.inference_mode():
-        twin = AutoModelForCausalLM.from_config(plain, attn_implementation=_TRACE).eval()
-        for path, module in twin.named_modules():
-            if isinstance(module, nn.Linear) and _LAYER.fullmatch(path):
-                watch(path, module)
-        try:
-            twin(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
-        except Exception as error:
-            raise UnsupportedModel(f"{type(twin).__name__} cannot be traced: {error}") from error
-    return _group(seen)
-
-
-def _group(seen: list[tuple[str, int, int, int]]) -> ModuleMap:
-    layers: dict[int, dict[int, list[tuple[str, int, int]]]] = {}
-    heads = set()
-    for path, tensor, out_features, in_features in seen:
-        match = _LAYER.fullmatch(path)
-        assert match is not None
-        heads.add(match["head"])
-        siblings = layers.setdefault(int(match["layer"]), {}).setdefault(tensor, [])
-        siblings.append((match["tail"], out_features, in_features))
-    shapes = {
-        tuple(
-            ModuleGroup(
-                name="+".join(tail.rsplit(".", 1)[-1] for tail, _, _ in siblings),
-                tails=tuple(tail for tail, _, _ in siblings),
-                shape=GroupShape(siblings[0][2], tuple(out for _, out, _ in siblings)),
-            )
-            for siblings in groups.values()
-        )
-        for groups in layers.values()
-    }
-    if len(heads) != 1 or len(shapes) != 1:
-        raise UnsupportedModel("decoder layers differ in their linears")
-    return ModuleMap(heads.pop(), len(layers), shapes.pop())
-
-
-def _attention_modules(model: Any) -> list[Any]:
-    return [
-        module
-        for module in model.modules()
-        if hasattr(module, "layer_idx") and hasattr(module, "scaling")
-    ]
 
 
 def _unique_parameters(model: Any) -> list[torch.Tensor]:
@@ -258,14 +208,7 @@ def _attend(
     assert cache.plan is not None
     keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
     write_kv(cache.k[layer], cache.v[layer], keys, values, cache.plan)
-    return cache.attend(layer, query[0].transpose(0, 1), scale=kwargs["scaling"])[None], None
-
-
-def _attend_nothing(
-    module: Any, query: torch.Tensor, *_: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    return query.transpose(1, 2), None
+    return cache.attend(layer, query[0].transpose(0, 1))[None], None
 
 
 AttentionInterface.register(ATTENTION, _attend)
-AttentionInterface.register(_TRACE, _attend_nothing)

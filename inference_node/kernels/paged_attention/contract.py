@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,6 +32,13 @@ class LongChunk:
     blocks: torch.Tensor  # [blocks] int64
     mask: torch.Tensor | None  # [length, context] bool, True = visible; None for a whole prompt
 
+    def within(self, window: int) -> LongChunk:
+        """The chunk where every token sees `window` keys, its own the last of them."""
+        device = self.blocks.device
+        places = torch.arange(self.context, device=device)
+        own = places[self.context - self.length :, None]
+        return replace(self, mask=(places <= own) & (places > own - window))
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
@@ -43,6 +50,23 @@ class AttentionPlan:
     decode_contexts: torch.Tensor  # [decode_rows] int64
     decode_mask: torch.Tensor  # [decode_rows, 1, 1, blocks * block_tokens] bool
     long: tuple[LongChunk, ...]
+    longest: int
+    """Context of the longest sequence."""
+    windowed: bool = False
+    """Whether `decode_mask` hides keys that `decode_contexts` counts."""
+
+    def within(self, window: int) -> AttentionPlan:
+        """The plan of a layer whose queries see `window` keys, their own the last of them."""
+        if self.longest <= window:
+            return self
+        places = torch.arange(self.decode_mask.shape[-1], device=self.decode_mask.device)
+        inside = places >= self.decode_contexts[:, None] - window
+        return replace(
+            self,
+            decode_mask=self.decode_mask & inside[:, None, None, :],
+            long=tuple(chunk.within(window) for chunk in self.long),
+            windowed=True,
+        )
 
     @classmethod
     def build(
@@ -81,4 +105,5 @@ class AttentionPlan:
             contexts.to(device),
             visible[:, None, None, :].to(device),
             tuple(long),
+            max((chunk.context for chunk in chunks), default=0),
         )

@@ -12,12 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    DeepseekV3Config,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     Qwen2Config,
+    Qwen3MoeConfig,
+    Qwen3NextConfig,
     T5Config,
 )
 
@@ -178,11 +184,31 @@ QWEN_WINDOW: dict[str, Any] = {"sliding_window": 64, "max_window_layers": 0}
     ("make", "reason"),
     [
         pytest.param(T5Config, "encoder-decoder", id="encoder-decoder"),
-        pytest.param(Gemma2Config, "sliding_attention", id="some layers see a window"),
-        pytest.param(MistralConfig, "sliding-window", id="all layers see a window"),
-        pytest.param(lambda: Phi3Config(sliding_window=128), "sliding-window", id="phi3 window"),
+        pytest.param(Gemma3Config, "images", id="vision"),
+        pytest.param(MixtralConfig, "mixtures of experts", id="mixtral"),
+        pytest.param(Qwen3MoeConfig, "mixtures of experts", id="qwen3 moe"),
+        pytest.param(DeepseekV3Config, "mixtures of experts", id="deepseek"),
+        pytest.param(Qwen3NextConfig, "mixtures of experts", id="qwen3 next"),
         pytest.param(
-            lambda: Qwen2Config(use_sliding_window=True, **QWEN_WINDOW), "sliding", id="qwen window"
+            lambda: Qwen2Config(num_hidden_layers=1, layer_types=["linear_attention"]),
+            "linear_attention",
+            id="linear attention",
+        ),
+        pytest.param(
+            lambda: Qwen2Config(num_hidden_layers=1, layer_types=["chunked_attention"]),
+            "chunked_attention",
+            id="chunked attention",
+        ),
+        pytest.param(
+            lambda: Gemma3TextConfig(use_bidirectional_attention=True),
+            "later tokens",
+            id="bidirectional",
+        ),
+        pytest.param(MambaConfig, "max_position_embeddings", id="mamba"),
+        pytest.param(
+            lambda: LlamaConfig(rope_parameters={"rope_type": "proportional", "factor": 2.0}),
+            "not known",
+            id="a rope nobody knows",
         ),
         pytest.param(
             lambda: LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
@@ -210,8 +236,9 @@ QWEN_WINDOW: dict[str, Any] = {"sliding_window": 64, "max_window_layers": 0}
 def test_what_could_not_be_served_exactly_is_refused_with_its_reason(
     make: Callable[[], Any], reason: str
 ) -> None:
-    with pytest.raises(UnsupportedModel, match=reason):
+    with pytest.raises(UnsupportedModel, match=reason) as caught:
         refuse_unsupported(make())
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -228,6 +255,12 @@ def test_what_could_not_be_served_exactly_is_refused_with_its_reason(
         ),
         pytest.param(Phi3Config, id="phi3"),
         pytest.param(lambda: MistralConfig(sliding_window=None), id="mistral without window"),
+        pytest.param(MistralConfig, id="mistral"),
+        pytest.param(Gemma2Config, id="gemma2"),
+        pytest.param(Gemma3TextConfig, id="gemma3 text"),
+        pytest.param(
+            lambda: Qwen2Config(use_sliding_window=True, **QWEN_WINDOW), id="qwen2 window on"
+        ),
     ],
 )
 def test_plain_decoders_are_not_refused(make: Callable[[], Any]) -> None:
@@ -239,7 +272,7 @@ def test_a_folder_that_is_no_checkpoint_is_told_from_one_that_is_not_supported(
 ) -> None:
     with pytest.raises(BaseModelUnavailable, match="not a transformers checkpoint"):
         read_settings(tmp_path)
-    MistralConfig().save_pretrained(tmp_path)
+    MixtralConfig().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel):
         read_settings(tmp_path)
 

@@ -16,7 +16,6 @@ from transformers import (
     Phi3Config,
     PretrainedConfig,
     Qwen2Config,
-    Qwen3MoeConfig,
 )
 
 from adapter_store.lora_config import parse_config
@@ -25,13 +24,13 @@ from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Resident, SlotTable, VersionKey
 from inference_node.adapters.weights import host_adapter
 from inference_node.config import EngineConfig
-from inference_node.errors import UnsupportedModel
 from inference_node.kernels.lora import LoraPlan
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.kernels.quant4 import dequantise
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import load_base
-from inference_node.model.decoder import Decoder, trace_modules
+from inference_node.model.decoder import Decoder
+from inference_node.model.trace import trace
 from tests.inference_node.tiny import make_adapter
 
 CPU = torch.device("cpu")
@@ -180,7 +179,7 @@ def bench(shared_bench: Bench) -> Bench:
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_linears_that_read_one_tensor_are_one_group_in_the_order_they_run(name: str) -> None:
-    traced = trace_modules(CONFIGS[name])
+    traced = trace(CONFIGS[name]).modules
     assert traced.head == "model.layers."
     assert traced.layers == 2
     assert tuple(group.name for group in traced.groups) == GROUPS[name]
@@ -197,28 +196,13 @@ def test_every_linear_of_every_layer_and_no_other_can_be_adapted(name: str) -> N
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and ".layers." in path
     }
-    assert trace_modules(CONFIGS[name]).modules() == linears
+    assert trace(CONFIGS[name]).modules.modules() == linears
 
 
 def test_a_quantised_configuration_traces_like_the_plain_one(bench: Bench) -> None:
-    plain = trace_modules(bench.plain.config)
+    plain = trace(bench.plain.config).modules
     assert bench.decoder.module_map == plain
     assert bench.decoder.base.model.config.quantization_config is not None
-
-
-MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-
-
-def test_a_model_whose_layers_differ_is_refused() -> None:
-    config = Qwen3MoeConfig(**SIZES, **MOE, mlp_only_layers=[0], dtype="bfloat16")
-    with pytest.raises(UnsupportedModel, match="differ"):
-        trace_modules(config)
-
-
-def test_a_model_that_cannot_be_traced_is_refused_with_its_name() -> None:
-    config = Qwen3MoeConfig(**SIZES, **MOE, dtype="float32")
-    with pytest.raises(UnsupportedModel, match="Qwen3MoeForCausalLM cannot be traced"):
-        trace_modules(config)
 
 
 def test_a_whole_prompt_gives_transformers_own_logits(bench: Bench) -> None:
