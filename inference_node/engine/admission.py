@@ -140,7 +140,7 @@ class Admission:
         starving = [
             wanted.host.pages
             for wanted in self._wanted.values()
-            if wanted.host is not None and wanted.ready_at <= before
+            if wanted.host is not None and wanted.waiters and wanted.ready_at <= before
         ]
         if not starving:
             return

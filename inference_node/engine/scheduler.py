@@ -174,7 +174,7 @@ class Scheduler:
 
     def _reusable(self, head: Sequence) -> list[int]:
         """Blocks that hold the beginning of what it has to read."""
-        if self._prefixes is None:
+        if self._prefixes is None or head.whole_prompt:
             return []
         return self.blocks.find(self._prefixes.reusable(head))
 

@@ -47,6 +47,8 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_names: list[bytes] = field(default_factory=list)
     """What its leading full blocks hold, as `prefix` names it."""
+    whole_prompt: bool = False
+    """Every prompt token is to pass through the model, also where the cache has it."""
     named: int = 0
     """Leading blocks of the table whose names others may find."""
     reused: int = 0

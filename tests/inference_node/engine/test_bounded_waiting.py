@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from inference_node.adapters.slots import PageAllocator, SlotTable, VersionKey
+from adapter_store.record import VersionRef
+from inference_node.adapters.loader import Filled, Prepared, Resolved, Target
+from inference_node.adapters.slots import (
+    Entry,
+    PageAllocator,
+    Residency,
+    Resident,
+    SlotTable,
+    VersionKey,
+)
 from inference_node.engine.admission import Admission
 from inference_node.engine.runner import Drawn, Runner
 from inference_node.engine.scheduler import Step
+from inference_node.engine.sequence import Sequence
 from inference_node.errors import PoolFull
 from inference_node.request import Completed, Event, Failed, Request, Stopping
 from tests.inference_node.conftest import StartTiny
+from tests.inference_node.engine.sequences import make_sequence
 from tests.inference_node.harness import Node
 from tests.inference_node.tiny import make_adapter
 
@@ -174,3 +187,92 @@ def test_only_a_version_that_requests_hold_and_that_had_its_turn_is_drained() ->
     slots.drain(VersionKey("t", "1"))
     assert [resident.key.vdig for resident in slots.drainable(9.0)] == ["0", "3"]
     slots.check_integrity()
+
+
+class Queue:
+    """An admission whose versions are ready on the host: they wait for nothing but pages."""
+
+    def __init__(self, pages: int, *, page_wait: float = 1.0) -> None:
+        self.now = 0.0
+        self.slots = SlotTable(PageAllocator([pages]))
+        self.staged: list[Resident] = []
+        nothing = SimpleNamespace(
+            prepare=lambda target: None,
+            settled=lambda key: None,
+            fill=lambda staged, host: self.staged.append(staged),
+            claim=lambda staged: None,
+            watch=list,
+            note_checked=lambda *name: None,
+            checked_at=lambda *name: None,
+            resolve=lambda *args: None,
+        )
+        loaded = cast(Any, nothing)
+        self.admission = Admission(
+            self.slots,
+            loaded,
+            loaded,
+            loaded,
+            ready=lambda sequence: None,
+            fail=lambda sequence, error: None,
+            clock=lambda: self.now,
+            max_staleness=0.0,
+            page_wait=page_wait,
+        )
+
+    def ask(self, name: str, *, pages: int = 1) -> Sequence:
+        """A request for one version of so many pages, as far as it gets."""
+        sequence = make_sequence(order=len(self.staged), tenant="t", adapter="")
+        sequence.request = replace(sequence.request, adapter=name, request_id=f"{name}{self.now}")
+        key = VersionKey("t", name)
+        version = VersionRef("v1", name, "", {}, ())
+        target = Target(Entry("t", name, "v1", 1, key), version)
+        self.admission.begin(sequence)
+        self.admission.on_event(Resolved(sequence.request.request_id, target))
+        self.admission.on_event(Prepared(key, cast(Any, SimpleNamespace(pages=(pages,), scale=1))))
+        self.fill()
+        return sequence
+
+    def fill(self) -> None:
+        while self.staged:
+            self.admission.on_event(Filled(self.staged.pop()))
+
+    def relieve(self, left: dict[str, int]) -> list[str]:
+        """Names that take no new request afterwards, of those whose tokens are left to do."""
+        holders = self.slots.drainable(self.now)
+        self.admission.relieve(lambda: {holder: left[holder.key.vdig] for holder in holders})
+        return [holder.key.vdig for holder in holders if holder.state is Residency.DRAINING]
+
+
+def test_the_version_with_the_least_left_makes_way_once_the_wait_is_too_long() -> None:
+    queue = Queue(3)
+    held = {name: queue.ask(name) for name in "abc"}
+    waiting = queue.ask("d")
+    left = {"a": 90, "b": 7, "c": 40}
+    queue.now = 0.9
+    assert queue.relieve(left) == []
+    queue.now = 1.0
+    assert queue.relieve(left) == ["b"]
+    assert queue.relieve(left) == [], "what drains is enough"
+    assert waiting.lease is None
+    queue.admission.release(held["b"])
+    queue.fill()
+    assert waiting.lease is not None
+    queue.slots.check_integrity()
+
+
+def test_as_many_make_way_as_the_waiting_need_pages() -> None:
+    queue = Queue(4)
+    for name in "abc":
+        queue.ask(name)
+    queue.ask("d", pages=3)
+    queue.now = 1.0
+    assert sorted(queue.relieve({"a": 3, "b": 2, "c": 1})) == ["b", "c"]
+
+
+def test_nobody_makes_way_for_a_version_that_nobody_waits_for_any_more() -> None:
+    queue = Queue(1)
+    queue.ask("a")
+    gone = queue.ask("b")
+    queue.admission.withdraw(gone)
+    queue.now = 5.0
+    assert queue.relieve({"a": 1}) == []

@@ -382,3 +382,64 @@ def test_removing_a_request_that_is_not_here_changes_nothing() -> None:
     scheduler.remove(make_sequence(4, order=9))
     scheduler.check_integrity()
     assert [s.order for s in scheduler.running] == [0]
+
+
+def steps_beside_a_long_prompt() -> tuple[list[int], list[int]]:
+    """Six answers run when a long prompt comes: by step, those that got a token, and all tokens."""
+    scheduler = scheduler_of(blocks=400, max_rows=8, step_tokens=16)
+    answers = [make_sequence(1, order=order) for order in range(6)]
+    for sequence in answers:
+        scheduler.add(sequence)
+    turn(scheduler)
+    prompt = make_sequence(500, order=6)
+    scheduler.add(prompt)
+    rows, tokens = [], []
+    while not prompt.produced:
+        found = turn(scheduler)
+        rows.append(sum(order < 6 for order, _ in found))
+        tokens.append(sum(length for _, length in found))
+    return rows, tokens
+
+
+def test_a_long_prompt_takes_no_token_from_an_answer_and_no_step_beyond_its_budget() -> None:
+    rows, tokens = steps_beside_a_long_prompt()
+    assert rows == [6] * len(rows)
+    assert max(tokens) <= 16
+    assert len(rows) == -(-500 // (16 - 6)), "and reads with all that is left of each step"
+
+
+def prompts_before_next_tokens(self: Scheduler) -> Step | None:
+    chosen: list[Work] = []
+    self._read_prompts(self._step_tokens, chosen)
+    given = {item.sequence for item in chosen}
+    budget = self._step_tokens - sum(item.length for item in chosen)
+    for sequence in [s for s in self._running if s not in given][:budget]:
+        self._give(sequence, 1, chosen)
+    return Step(tuple(chosen))
+
+
+def test_control_prompts_before_next_tokens_starve_the_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Scheduler, "schedule", prompts_before_next_tokens)
+    rows, _ = steps_beside_a_long_prompt()
+    assert min(rows) == 0
+
+
+def test_a_request_that_needs_its_whole_prompt_computed_takes_nothing_from_the_cache() -> None:
+    allocator = BlockAllocator(12, block_tokens=BLOCK_TOKENS)
+    names = PrefixNames("base", block_tokens=BLOCK_TOKENS)
+    scheduler = Scheduler(allocator, max_rows=4, step_tokens=32, prefixes=names)
+    content = KvContent(block_tokens=BLOCK_TOKENS)
+    read = []
+    for order, whole in enumerate((False, False, True)):
+        sequence = make_sequence(12, order=order)
+        sequence.whole_prompt = whole
+        scheduler.add(sequence)
+        step = scheduler.schedule()
+        assert step is not None
+        content.run(step)
+        scheduler.ran(step)
+        read.append(step.work[0].length)
+        scheduler.remove(sequence)
+    assert read == [12, 4, 12]
