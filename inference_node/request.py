@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -11,14 +11,37 @@ from inference_node.errors import NodeError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. Temperature 0 is greedy and ignores the rest."""
+    """How the next token is drawn, in this order.
+
+    `logit_bias`, repetition, frequency and presence penalty change the model's logits; then
+    temperature 0 takes the likeliest token, and any other draws one of those that top_k, top_p and
+    min_p leave.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     """Keep the k likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least so likely, as a share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Tokens of prompt and answer: a positive logit is divided by it, a negative one multiplied."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token of the answer."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit once for every time it is in the answer."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens."""
     seed: int | None = None
     """Equal seeds give equal tokens whatever else is in the batch; None draws one."""
+
+    @property
+    def penalises(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +50,23 @@ class Stopping:
 
     max_new_tokens: int = 128
     min_new_tokens: int = 0
+    """Nothing but `max_new_tokens` and the context ends the answer before so many tokens."""
     stop: tuple[str, ...] = ()
     """Text that ends the answer; it is not part of it."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What an answer brings beside its tokens."""
+
+    logprobs: bool = False
+    """How likely the model held each token, before anything in Sampling."""
+    top_logprobs: int = 0
+    """With `logprobs`: also the so many likeliest tokens at each place."""
+    echo: bool = False
+    """The prompt too; with `logprobs`, scored like the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +80,7 @@ class Request:
     prompt: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
     stopping: Stopping = field(default_factory=Stopping)
+    output: Output = field(default_factory=Output)
     min_generation: int = 0
     deadline: float | None = None
     priority: int = 0
@@ -102,11 +139,43 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have stood at some place."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely the model held a token: natural logarithms of its own probabilities."""
+
+    token_id: int
+    logprob: float | None
+    """None for a prompt's first token, which nothing predicts."""
+    rank: int
+    """1 for the likeliest token; 0 where there is no `logprob`."""
+    top: tuple[Candidate, ...] = ()
+    """The likeliest tokens, best first, as many as were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The prompt, for requests that ask; after Started, before the first Delta."""
+
+    token_ids: tuple[int, ...]
+    scores: tuple[TokenScore, ...] = ()
+    """One for each token where logprobs are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """Newly decoded text, whole characters only, with the tokens decoded since the last delta."""
 
     text: str
     token_ids: tuple[int, ...]
+    scores: tuple[TokenScore, ...] = ()
+    """One for each token where logprobs are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +198,7 @@ class Failed:
     served: Served | None
 
 
-Event = Started | Delta | Completed | Failed
+Event = Started | Echo | Delta | Completed | Failed
 OnEvent = Callable[[Event], None]
 """Called on the engine thread, in order; must not block. The last is Completed or Failed."""
 

@@ -65,6 +65,10 @@ class Tokenizer:
         """Text of `token_ids` without special tokens."""
         return str(self._backend.decode(list(token_ids), skip_special_tokens=True))
 
+    def written(self, token_ids: Sequence[int]) -> str:
+        """What `token_ids` look like, special ones too; U+FFFD for part of a character."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=False))
+
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self)
 
@@ -170,14 +174,17 @@ class StopMatcher:
         self._state = [0] * len(self._stops)
         self._held = ""
 
-    def feed(self, text: str) -> StopScan:
-        """Take the next piece. After a match the matcher is spent."""
+    def feed(self, text: str, *, heed: bool = True) -> StopScan:
+        """Take the next piece. After a match the matcher is spent.
+
+        Unless `heed`, a stop string that this piece completes is text like any other.
+        """
         if not self._stops:
             return StopScan(text, None)
         buffer = self._held + text
         for end, character in enumerate(text, start=len(self._held) + 1):
             matched = self._step(character)
-            if matched is not None:
+            if matched is not None and heed:
                 self._held = ""
                 return StopScan(buffer[: end - len(matched)], matched)
         split = len(buffer) - max(self._state)
@@ -199,8 +206,9 @@ class StopMatcher:
                 state = self._failure[index][state - 1]
             state += stop[state] == character
             self._state[index] = state
-            if state == len(stop) and matched is None:
-                matched = stop
+            if state == len(stop):
+                matched = matched or stop
+                self._state[index] = self._failure[index][state - 1]
         return matched
 
 

@@ -37,6 +37,7 @@ from inference_node.errors import (
 from inference_node.request import (
     Completed,
     Delta,
+    Echo,
     Event,
     Failed,
     FinishReason,
@@ -45,6 +46,7 @@ from inference_node.request import (
     PoolStatus,
     Request,
     Started,
+    TokenScore,
 )
 from inference_node.text import StopMatcher, Tokenizer
 
@@ -187,6 +189,7 @@ class EngineLoop:
             seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
             detokenizer=self.tokenizer.detokenizer(),
             stops=StopMatcher(request.stopping.stop),
+            eos=self.tokenizer.eos_token_ids,
         )
         self._inbox.post(_Submit(sequence))
 
@@ -323,6 +326,10 @@ class EngineLoop:
         now = self._clock()
         sequence.tokens.append(token)
         sequence.unsent.append(token)
+        if result.score is not None:
+            sequence.unsent_scores.append(result.score)
+        if sequence.produced == 1 and sequence.request.output.echo:
+            self._echo(sequence)
         sequence.first_token_at = sequence.first_token_at or now
         sequence.last_token_at = now
         reason = sequence.ended_by(token, self.tokenizer.eos_token_ids, self._max_context)
@@ -330,10 +337,9 @@ class EngineLoop:
         text = "" if ended_by_token else sequence.detokenizer.push(token)
         if reason is not None:
             text += sequence.detokenizer.flush()
-        matched = None
-        if sequence.produced >= sequence.request.stopping.min_new_tokens:
-            scan = sequence.stops.feed(text)
-            text, matched = scan.emit, scan.matched
+        too_early = sequence.produced <= sequence.request.stopping.min_new_tokens
+        scan = sequence.stops.feed(text, heed=not too_early)
+        text, matched = scan.emit, scan.matched
         if matched is None and reason is not None:
             text += sequence.stops.flush()
         if text:
@@ -344,8 +350,16 @@ class EngineLoop:
             self._complete(sequence, reason, "")
 
     def _send(self, sequence: Sequence, text: str) -> None:
-        self._tell(sequence, Delta(text, tuple(sequence.unsent)))
+        scores = tuple(sequence.unsent_scores)
+        self._tell(sequence, Delta(text, tuple(sequence.unsent), scores))
         sequence.unsent.clear()
+        sequence.unsent_scores.clear()
+
+    def _echo(self, sequence: Sequence) -> None:
+        prompt, scores = sequence.request.prompt, sequence.prompt_scores
+        if sequence.scores_prompt and not scores:
+            scores.append(TokenScore(prompt[0], None, 0))
+        self._tell(sequence, Echo(prompt, tuple(scores)))
 
     def _complete(self, sequence: Sequence, reason: FinishReason, stop: str) -> None:
         if sequence.unsent:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import torch
 
 from inference_node.adapters.pool import AdapterPool
+from inference_node.engine.logprobs import score
 from inference_node.engine.sampler import sample
-from inference_node.engine.scheduler import Step
+from inference_node.engine.scheduler import Step, Work
 from inference_node.engine.sequence import Sequence
 from inference_node.kernels.lora import LoraPlan
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
+from inference_node.request import TokenScore
 
 CORES = torch.get_num_threads()
 """What torch would use, read before anyone changes it."""
@@ -39,6 +41,8 @@ class Drawn:
 
     sequence: Sequence
     token: int | None
+    score: TokenScore | None = None
+    """Where the request asks for it."""
 
 
 class Runner:
@@ -59,11 +63,15 @@ class Runner:
         sampling = [item.sequence for item in step.work if item.samples]
         self._decoder.zero_blocks(self._fresh_blocks(step))
         logits = self._decoder.forward(self.batch(step))
+        _score_prompts(logits[len(sampling) :], step)
         for item in step.work:
             item.sequence.cached += item.length
+        logits = logits[: len(sampling)]
+        tokens = sample(logits, sampling)
+        scores = _score_tokens(logits, sampling, tokens)
         return [
-            Drawn(sequence, token)
-            for sequence, token in zip(sampling, sample(logits, sampling), strict=True)
+            Drawn(sequence, token, scores.get(row))
+            for row, (sequence, token) in enumerate(zip(sampling, tokens, strict=True))
         ]
 
     def batch(self, step: Step) -> ForwardBatch:
@@ -73,6 +81,7 @@ class Runner:
         chunks: list[Chunk] = []
         segments = []
         logit_rows: list[int] = []
+        prompt_rows: list[int] = []
         for item in step.work:
             sequence, start = item.sequence, item.sequence.cached
             held = sequence.lease
@@ -84,6 +93,8 @@ class Runner:
             chunks.append(Chunk(tuple(sequence.block_table), start, item.length))
             if item.samples:
                 logit_rows.append(len(token_ids) - 1)
+            first_row = len(token_ids) - item.length - start
+            prompt_rows += [first_row + position for position in unscored(item)]
         return ForwardBatch(
             token_ids=torch.tensor(token_ids, device=self._device),
             positions=torch.tensor(positions, device=self._device),
@@ -97,7 +108,9 @@ class Runner:
                 dtype=self._decoder.base.dtype,
                 in_place=self._decoder.backend.rows is not None,
             ),
-            logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=self._device),
+            logit_rows=torch.tensor(
+                logit_rows + prompt_rows, dtype=torch.int64, device=self._device
+            ),
         )
 
     def _fresh_blocks(self, step: Step) -> list[int]:
@@ -112,3 +125,48 @@ class Runner:
             used = -(-item.sequence.cached // self._block_tokens)
             fresh += item.sequence.block_table[used:]
         return fresh
+
+
+def unscored(item: Work) -> range:
+    """Positions among the step's tokens whose logits score one more token of the prompt.
+
+    The row at position p scores the token at p + 1; a request that starts over scores none twice.
+    """
+    sequence = item.sequence
+    if not sequence.scores_prompt:
+        return range(0)
+    start, end = sequence.cached, sequence.cached + item.length
+    known = max(len(sequence.prompt_scores), 1)
+    return range(max(start, known - 1), min(end, len(sequence.request.prompt) - 1))
+
+
+def _score_prompts(logits: torch.Tensor, step: Step) -> None:
+    row = 0
+    for item in step.work:
+        positions, sequence = unscored(item), item.sequence
+        if not positions:
+            continue
+        prompt = sequence.request.prompt
+        found = sequence.prompt_scores
+        if not found:
+            found.append(TokenScore(prompt[0], None, 0))
+        assert len(found) == positions.start + 1, "scored without a gap"
+        found += score(
+            logits[row : row + len(positions)],
+            [prompt[position + 1] for position in positions],
+            [sequence.request.output.top_logprobs] * len(positions),
+        )
+        row += len(positions)
+
+
+def _score_tokens(
+    logits: torch.Tensor, sequences: list[Sequence], tokens: list[int | None]
+) -> dict[int, TokenScore]:
+    """By row, for the rows that ask."""
+    rows = [row for row, s in enumerate(sequences) if s.request.output.logprobs]
+    wanted = {row: token for row in rows if (token := tokens[row]) is not None}
+    if not wanted:
+        return {}
+    top = [sequences[row].request.output.top_logprobs for row in wanted]
+    found = score(logits[list(wanted)], list(wanted.values()), top)
+    return dict(zip(wanted, found, strict=True))

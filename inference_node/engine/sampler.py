@@ -1,59 +1,130 @@
 """From logits to the next token, each row by its own request's rules.
 
-A row's draws come from a generator seeded by its request alone, so equal seeds give equal tokens
-for equal logits whatever else is in the batch.
+The order is that of transformers: logit edits (`logit_edits`), temperature, top-k, top-p, min-p.
+Randomness is a function of the request's seed and of how many tokens it has: nothing is kept
+between steps, so a request draws the same tokens alone, in any batch, at any row, and after it was
+preempted. Equal logits stay or go together, so no order among them matters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 
+import numpy as np
 import torch
 
+from inference_node.engine.logit_edits import edit
 from inference_node.engine.sequence import Sequence
 from inference_node.request import Sampling
+
+_HEAD = 1024
+"""Top-p looks at so many of the likeliest tokens before it sorts the whole vocabulary."""
 
 
 def sample(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
     """One token a row; None where the row's logits are not finite.
 
-    logits [rows, vocab] float32, row i belonging to sequences[i].
+    logits [rows, vocab] float32, row i belonging to sequences[i]. Rows that are plainly greedy
+    cost an argmax, whatever the others ask for.
     """
     if logits.shape[0] != len(sequences):
         raise ValueError(f"{logits.shape[0]} rows of logits for {len(sequences)} requests")
-    best = logits.argmax(dim=-1).tolist()
     finite = torch.isfinite(logits.sum(dim=-1)).tolist()
-    tokens: list[int | None] = []
-    for row, sequence in enumerate(sequences):
-        if not finite[row]:
-            tokens.append(None)
-        elif sequence.request.sampling.temperature == 0.0:
-            tokens.append(best[row])
-        else:
-            tokens.append(_draw(logits[row], sequence))
+    tokens: list[int | None] = logits.argmax(dim=-1).tolist()
+    tokens = [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
+    asking = [row for row, s in enumerate(sequences) if finite[row] and not s.plain]
+    if asking:
+        chosen = _choose(logits[asking], [sequences[row] for row in asking])
+        for row, token in zip(asking, chosen, strict=True):
+            tokens[row] = token
     return tokens
 
 
-def _draw(logits: torch.Tensor, sequence: Sequence) -> int:
-    if sequence.draws is None:
-        sequence.draws = torch.Generator().manual_seed(sequence.seed)
-    values, indices = candidates(logits.cpu(), sequence.request.sampling)
-    chosen = torch.multinomial(values, 1, generator=sequence.draws)
-    return int(indices[chosen])
+def weights(logits: torch.Tensor, rules: Rows[Sampling]) -> torch.Tensor:
+    """Relative probability of each token, 1 for the likeliest and 0 for those that are left out.
 
-
-def candidates(logits: torch.Tensor, rules: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities, highest first, and token ids that top-k and then top-p leave.
-
-    logits [vocab]; temperature above 0. The likeliest token is always left.
+    logits [rows, vocab] float32; every temperature above 0. Returns [rows, vocab] float32.
     """
-    k = min(rules.top_k or logits.shape[0], logits.shape[0])
-    values, indices = torch.topk(logits, k)
+    tiny = torch.finfo(logits.dtype).tiny
+    temperatures = _column([max(rule.temperature, tiny) for rule in rules], logits)
     # From the top value down, nothing overflows however small the temperature is.
-    temperature = max(rules.temperature, torch.finfo(values.dtype).tiny)
-    probabilities = torch.softmax((values - values[0]) / temperature, dim=-1)
-    if rules.top_p < 1.0:
-        before = torch.cumsum(probabilities, dim=-1) - probabilities
-        kept = int((before < rules.top_p).sum())
-        probabilities, indices = probabilities[: max(kept, 1)], indices[: max(kept, 1)]
-    return probabilities, indices
+    scores = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
+    _keep_top_k(scores, rules)
+    _keep_top_p(scores, rules)
+    relative = scores.exp()
+    if any(rule.min_p > 0 for rule in rules):
+        relative[relative < _column([rule.min_p for rule in rules], logits)] = 0
+    return relative
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1 - 2**-48], the `index`-th of `seed`: Philox4x64, a counter-based generator.
+
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+    """
+    raw = int(np.random.Philox(key=seed, counter=index).random_raw())
+    return float(raw >> 16) * 2.0**-48
+
+
+def _choose(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
+    """Overwrites logits."""
+    edit(logits, sequences)
+    tokens: list[int | None] = logits.argmax(dim=-1).tolist()
+    drawing = [row for row, s in enumerate(sequences) if s.request.sampling.temperature > 0]
+    if drawing:
+        drawn = _draw(logits[drawing], [sequences[row] for row in drawing])
+        for row, token in zip(drawing, drawn, strict=True):
+            tokens[row] = token
+    return tokens
+
+
+def _draw(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
+    relative = weights(logits, [sequence.request.sampling for sequence in sequences])
+    cumulative = relative.cumsum(dim=-1, dtype=torch.float64)
+    whole = cumulative[:, -1:]
+    points = [[uniform(sequence.seed, sequence.produced)] for sequence in sequences]
+    at = torch.tensor(points, dtype=torch.float64, device=logits.device) * whole
+    tokens = torch.searchsorted(cumulative, at, right=True)[:, 0].tolist()
+    finite = torch.isfinite(whole[:, 0]).tolist()
+    return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
+
+
+def _keep_top_k(scores: torch.Tensor, rules: Rows[Sampling]) -> None:
+    vocabulary = scores.shape[1]
+    rows = [row for row, rule in enumerate(rules) if 0 < rule.top_k < vocabulary]
+    if not rows:
+        return
+    counts = torch.tensor([[rules[row].top_k] for row in rows], device=scores.device)
+    mine = scores[rows]
+    best = mine.topk(int(counts.max()), dim=-1).values
+    scores[rows] = mine.masked_fill(mine < best.gather(1, counts - 1), -torch.inf)
+
+
+def _keep_top_p(scores: torch.Tensor, rules: Rows[Sampling]) -> None:
+    """Keep a token when those above it have less than top_p of what top-k left."""
+    rows = [row for row, rule in enumerate(rules) if rule.top_p < 1.0]
+    if not rows:
+        return
+    mine = scores[rows]
+    wanted = _column([rules[row].top_p for row in rows], mine).double()
+    wanted = wanted * mine.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    least, reached = _floor(mine, wanted, min(_HEAD, mine.shape[1]))
+    if not bool(reached.all()):
+        left = (~reached).nonzero()[:, 0]
+        least[left], _ = _floor(mine[left], wanted[left], mine.shape[1])
+    scores[rows] = mine.masked_fill(mine < least, -torch.inf)
+
+
+def _floor(
+    scores: torch.Tensor, wanted: torch.Tensor, head: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[rows, 1] the lowest score that stays; [rows] whether `head` tokens were enough to tell."""
+    best = scores.topk(head, dim=-1).values
+    masses = best.exp().double()
+    above = masses.cumsum(dim=-1) - masses
+    kept = (above < wanted).sum(dim=-1, keepdim=True)
+    return best.gather(1, kept.clamp(min=1) - 1), kept[:, 0] < head
+
+
+def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]

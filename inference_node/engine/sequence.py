@@ -7,7 +7,15 @@ from enum import Enum
 from typing import Any
 
 from inference_node.adapters.slots import Entry, Resident
-from inference_node.request import FinishReason, OnEvent, Request, Served, Timings, Usage
+from inference_node.request import (
+    FinishReason,
+    OnEvent,
+    Request,
+    Served,
+    Timings,
+    TokenScore,
+    Usage,
+)
 from inference_node.text import Detokenizer, StopMatcher
 
 
@@ -36,6 +44,8 @@ class Sequence:
     seed: int
     detokenizer: Detokenizer
     stops: StopMatcher
+    eos: frozenset[int] = frozenset()
+    """Tokens with which the model ends its text."""
     phase: Phase = Phase.RESOLVING
     entry: Entry | None = None
     """The pinned version; None for the base, and until resolved."""
@@ -65,17 +75,30 @@ class Sequence:
     """Its priority, with the age of its class when it got its row."""
     place: tuple[int, float, int] = (0, 0.0, 0)
     """Its place among those that run: when room is short, the last gives way."""
-    draws: Any = None
-    """The sampler's random state of this request."""
+    sampler: Any = None
+    """What the sampler remembers of this request."""
     ready_at: float = 0.0
     first_step_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     unsent: list[int] = field(default_factory=list)
     """Tokens whose text has not been handed out."""
+    unsent_scores: list[TokenScore] = field(default_factory=list)
+    """Of those tokens, where they are asked for."""
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+    """Of the leading tokens of the prompt, where they are asked for."""
+    plain: bool = field(init=False)
+    """Each next token is the likeliest by the model's own logits."""
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt)
+        sampling = self.request.sampling
+        self.plain = (
+            sampling.temperature == 0.0
+            and not sampling.penalises
+            and not sampling.logit_bias
+            and not self.too_early
+        )
 
     @property
     def pending(self) -> int:
@@ -90,6 +113,20 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens that may still pass through the model for this request."""
         return self.pending + self.request.stopping.max_new_tokens - self.produced
+
+    @property
+    def too_early(self) -> frozenset[int]:
+        """Tokens that would end the answer and may not come yet."""
+        stopping = self.request.stopping
+        if self.produced >= stopping.min_new_tokens:
+            return frozenset()
+        ending = frozenset(stopping.stop_token_ids)
+        return ending if stopping.ignore_eos else ending | self.eos
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Every token of its prompt must pass through the model, cached elsewhere or not."""
+        return self.request.output.echo and self.request.output.logprobs
 
     @property
     def served(self) -> Served:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 
-from inference_node.engine.sampler import candidates, sample
+from inference_node.engine import sampler as sampler_module
+from inference_node.engine.sampler import sample, uniform, weights
 from inference_node.engine.sequence import Sequence
 from inference_node.request import Sampling
 from tests.inference_node.engine.sequences import make_sequence
 
 VOCABULARY = 40
+PINNED = [0.12701753267435834, 0.5808291945867161, 0.0167798640579484]
 
 
 def logits_of(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,6 +29,15 @@ def drawing(seed: int, **rules: float) -> Sequence:
         top_k=int(rules.get("top_k", 0)),
     )
     return make_sequence(seed=seed, sampling=sampling)
+
+
+def answer(sequence: Sequence, steps: list[torch.Tensor]) -> list[int]:
+    """What a request alone draws, step by step."""
+    for logits in steps:
+        (token,) = sample(logits[None], [sequence])
+        assert token is not None
+        sequence.tokens.append(token)
+    return sequence.tokens[len(sequence.request.prompt) :]
 
 
 def naive(logits: torch.Tensor, rules: Sampling) -> dict[int, float]:
@@ -54,17 +66,18 @@ def test_top_k_then_top_p_leave_the_tokens_a_naive_filter_leaves(
     for seed in range(5):
         logits = logits_of(VOCABULARY, seed=seed)
         expected = naive(logits, rules)
-        probabilities, tokens = candidates(logits, rules)
-        assert tokens.tolist() == list(expected)
-        found = torch.tensor(list(expected.values()))
-        torch.testing.assert_close(probabilities, found, rtol=1e-4, atol=1e-6)
+        found = weights(logits[None], [rules])[0]
+        assert set(found.nonzero()[:, 0].tolist()) == set(expected)
+        shares = torch.zeros(VOCABULARY)
+        shares[list(expected)] = torch.tensor(list(expected.values()))
+        torch.testing.assert_close(found / found.sum(), shares / shares.sum())
 
 
 def test_the_likeliest_token_is_always_left() -> None:
     logits = torch.zeros(4)
     logits[2] = 1.0
     for rules in (Sampling(temperature=1.0, top_p=1e-9), Sampling(temperature=1.0, top_k=1)):
-        assert candidates(logits, rules)[1].tolist() == [2]
+        assert weights(logits[None], [rules])[0].nonzero().tolist() == [[2]]
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-45, 1e-300, 5e-324])
@@ -79,13 +92,13 @@ def test_greedy_rows_take_the_likeliest_token_and_need_no_randomness() -> None:
     logits = logits_of(3, VOCABULARY)
     sequences = [make_sequence(seed=seed) for seed in range(3)]
     assert sample(logits, sequences) == logits.argmax(dim=-1).tolist()
-    assert all(sequence.draws is None for sequence in sequences)
+    assert all(sequence.plain for sequence in sequences)
 
 
 def test_a_seed_gives_the_same_tokens_alone_and_in_any_batch() -> None:
     steps = [logits_of(VOCABULARY, seed=step) for step in range(30)]
     alone = drawing(11)
-    expected = [sample(logits[None], [alone])[0] for logits in steps]
+    expected = answer(alone, steps)
     assert len(set(expected)) > 5
     again = drawing(11)
     neighbours = [drawing(seed) for seed in range(4)] + [make_sequence()]
@@ -98,25 +111,36 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_batch() -> None:
         sequences.insert(place, again)
         found = sample(torch.stack(batch), sequences)
         assert found[sequences.index(again)] == expected[step]
+        again.tokens.append(expected[step])
 
 
 def test_another_seed_gives_other_tokens() -> None:
-    logits = logits_of(VOCABULARY).repeat(60, 1)
-    one, other = (drawing(seed) for seed in (1, 2))
-    assert [sample(row[None], [one]) for row in logits] != [
-        sample(row[None], [other]) for row in logits
-    ]
+    steps = [*logits_of(VOCABULARY).repeat(60, 1)]
+    one, other = (answer(drawing(seed), steps) for seed in (1, 2))
+    assert one != other
+    assert len(set(one)) > 5
 
 
-def test_control_one_generator_for_the_whole_batch_is_not_reproducible() -> None:
-    shared = torch.Generator().manual_seed(11)
+def test_control_one_generator_for_the_whole_batch_is_not_reproducible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     steps = [logits_of(VOCABULARY, seed=step) for step in range(30)]
-    alone = drawing(11)
-    expected = [sample(logits[None], [alone])[0] for logits in steps]
+
+    def seed_one_generator() -> None:
+        shared = random.Random(11)
+        monkeypatch.setattr(sampler_module, "uniform", lambda seed, index: shared.random())
+
+    seed_one_generator()
+    expected = answer(drawing(11), steps)
+    seed_one_generator()
     again, neighbour = drawing(11), drawing(12)
-    again.draws = neighbour.draws = shared
-    found = [sample(torch.stack([row, row]), [neighbour, again])[1] for row in steps]
-    assert found != expected
+    assert [sample(torch.stack([row, row]), [neighbour, again])[1] for row in steps] != expected
+
+
+def test_draws_are_numbers_of_the_seed_and_the_place_that_no_release_may_change() -> None:
+    assert [uniform(11, index) for index in range(3)] == PINNED
+    assert uniform(2**64 - 1, 2**20) < 1.0
+    assert len({uniform(seed, index) for seed in range(50) for index in range(50)}) == 2500
 
 
 @pytest.mark.parametrize(
@@ -140,6 +164,7 @@ def test_tokens_come_up_as_often_as_their_probability_says(rules: dict[str, floa
     for _ in range(draws):
         token = sample(logits[None], [sequence])[0]
         assert token is not None
+        sequence.tokens.append(token)
         counts[token] += 1
     for token, count in counts.items():
         share = expected.get(token, 0.0) / whole
@@ -156,7 +181,6 @@ def test_a_row_that_is_not_finite_is_reported_and_leaves_the_others_alone(bad: f
     poisoned[3] = bad
     sequences = [drawing(1), make_sequence(), drawing(2), make_sequence()]
     assert sample(poisoned, sequences) == [None, expected[1], expected[2], None]
-    assert sequences[0].draws is None
 
 
 def test_a_batch_without_rows_gives_no_tokens() -> None:
