@@ -19,7 +19,8 @@ from inference_node.client.messages import (
     NodeUnreachable,
     Prompt,
 )
-from inference_node.request import FinishReason, ModelInfo, Sampling, Served, Stopping
+from inference_node.client.scores import Echo, TokenLogprob, TopLogprob
+from inference_node.request import FinishReason, ModelInfo, Output, Sampling, Served, Stopping
 from inference_node.text import ChatMessage as Message
 
 __all__ = [
@@ -28,13 +29,17 @@ __all__ = [
     "AsyncStream",
     "CallFailed",
     "Client",
+    "Echo",
     "FinishReason",
     "Message",
     "ModelInfo",
     "NodeUnreachable",
+    "Output",
     "Prompt",
     "Sampling",
     "Served",
     "Stopping",
     "Stream",
+    "TokenLogprob",
+    "TopLogprob",
 ]

@@ -15,6 +15,7 @@ from inference_node.client.messages import (
     DEFAULT_TIMEOUT,
     GREEDY,
     READINESS,
+    TEXT_ALONE,
     TO_THE_END,
     Answer,
     Assembly,
@@ -25,9 +26,10 @@ from inference_node.client.messages import (
     to_message,
     to_model_info,
 )
+from inference_node.client.scores import Echo, TokenLogprob
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
-from inference_node.request import ModelInfo, Sampling, Served, Stopping
+from inference_node.request import ModelInfo, Output, Sampling, Served, Stopping
 
 
 class AsyncClient:
@@ -47,6 +49,7 @@ class AsyncClient:
         tenant: str = "",
         sampling: Sampling = GREEDY,
         stopping: Stopping = TO_THE_END,
+        output: Output = TEXT_ALONE,
         min_generation: int = 0,
         request_id: str = "",
         timeout: float = DEFAULT_TIMEOUT,
@@ -58,6 +61,7 @@ class AsyncClient:
             tenant=tenant,
             sampling=sampling,
             stopping=stopping,
+            output=output,
             min_generation=min_generation,
             request_id=request_id,
         )
@@ -74,6 +78,7 @@ class AsyncClient:
         tenant: str = "",
         sampling: Sampling = GREEDY,
         stopping: Stopping = TO_THE_END,
+        output: Output = TEXT_ALONE,
         min_generation: int = 0,
         request_id: str = "",
         timeout: float = DEFAULT_TIMEOUT,
@@ -85,6 +90,7 @@ class AsyncClient:
             tenant=tenant,
             sampling=sampling,
             stopping=stopping,
+            output=output,
             min_generation=min_generation,
             request_id=request_id,
         )
@@ -136,6 +142,16 @@ class AsyncStream:
     def served(self) -> Served | None:
         """Which version answers; known once the first text came, or `started` returned."""
         return self._assembly.started
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Of the tokens read so far, where they were asked for."""
+        return tuple(self._assembly.logprobs)
+
+    @property
+    def echo(self) -> Echo | None:
+        """The prompt, where it was asked for; known once the first text came."""
+        return self._assembly.echo
 
     @property
     def result(self) -> Answer:

@@ -12,11 +12,13 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
 from inference_node import errors
+from inference_node.client.scores import Echo, TokenLogprob, to_echo, to_logprobs
 from inference_node.errors import InvalidRequest, NodeError
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.request import (
     FinishReason,
     ModelInfo,
+    Output,
     PoolStatus,
     Sampling,
     Served,
@@ -30,6 +32,7 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 120.0
 GREEDY = Sampling()
 TO_THE_END = Stopping()
+TEXT_ALONE = Output()
 Prompt = str | Sequence[Message] | Sequence[int]
 """Text as it is, a conversation for the model's chat template, or token ids."""
 
@@ -92,6 +95,9 @@ class Answer:
     seed: int
     timings: Timings
     request_id: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each of `token_ids`, where they were asked for."""
+    echo: Echo | None = None
 
 
 def to_message(
@@ -101,6 +107,7 @@ def to_message(
     tenant: str,
     sampling: Sampling,
     stopping: Stopping,
+    output: Output,
     min_generation: int,
     request_id: str,
 ) -> pb.GenerateRequest:
@@ -113,6 +120,11 @@ def to_message(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
+                presence_penalty=sampling.presence_penalty,
+                frequency_penalty=sampling.frequency_penalty,
+                logit_bias=sampling.logit_bias,
                 seed=sampling.seed,
             ),
             stopping=pb.Stopping(
@@ -121,6 +133,9 @@ def to_message(
                 stop=stopping.stop,
                 stop_token_ids=stopping.stop_token_ids,
                 ignore_eos=stopping.ignore_eos,
+            ),
+            output=pb.Output(
+                logprobs=output.logprobs, top_logprobs=output.top_logprobs, echo=output.echo
             ),
             min_generation=min_generation,
             request_id=request_id,
@@ -153,6 +168,8 @@ class Assembly:
         self._request_id = ""
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.echo: Echo | None = None
 
     def take(self, event: pb.StreamGenerateResponse) -> str:
         """Add one event; the text it brings, empty when it brings none."""
@@ -160,9 +177,12 @@ class Assembly:
             case "started":
                 self.started = _served(event.started.served)
                 self._request_id = event.started.request_id
+            case "echo":
+                self.echo = to_echo(event.echo)
             case "delta":
                 self._texts.append(event.delta.text)
                 self._token_ids += event.delta.token_ids
+                self.logprobs += to_logprobs(event.delta.logprobs)
                 return event.delta.text
             case "completed":
                 self.answer = self._ended(event.completed)
@@ -185,6 +205,8 @@ class Assembly:
             seed=completed.seed,
             timings=_timings(completed.timings),
             request_id=self._request_id,
+            logprobs=tuple(self.logprobs),
+            echo=self.echo,
         )
 
 
@@ -199,6 +221,8 @@ def to_answer(message: pb.GenerateResponse) -> Answer:
         seed=message.seed,
         timings=_timings(message.timings),
         request_id=message.request_id,
+        logprobs=to_logprobs(message.logprobs),
+        echo=to_echo(message.echo) if message.HasField("echo") else None,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 import uuid
+from collections.abc import Callable
+from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
 
 from adapter_store.errors import InvalidName
@@ -14,14 +15,17 @@ from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.request import (
     Completed,
     Delta,
+    Echo,
     FinishReason,
     ModelInfo,
+    Output,
     Request,
     Sampling,
     Served,
     Started,
     Stopping,
     Timings,
+    TokenScore,
     Usage,
 )
 from inference_node.rpc.engine_port import PromptEncoder
@@ -29,6 +33,12 @@ from inference_node.text import ChatMessage
 
 DEFAULT_NEW_TOKENS = 128
 MAX_TEMPERATURE = 2.0
+MIN_REPETITION_PENALTY = 0.01
+MAX_REPETITION_PENALTY = 2.0
+MAX_PENALTY = 2.0
+MAX_BIASES = 1024
+MAX_BIAS = 100.0
+MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 8
 MAX_STOP_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
@@ -47,6 +57,10 @@ _FINISH_REASONS = {
     FinishReason.STOP_SEQUENCE: pb.FINISH_REASON_STOP_SEQUENCE,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
 }
+
+
+Written = Callable[[TokenIds[int]], str]
+"""What tokens look like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +90,9 @@ def to_request(
         request_id=message.request_id or uuid.uuid4().hex,
         tenant=tenant,
         adapter=message.adapter,
-        sampling=_sampling(message.sampling),
+        sampling=_sampling(message.sampling, bounds),
         stopping=_stopping(message.stopping, bounds),
+        output=_output(message.output),
         prompt=_prompt(message, bounds, encoder),
         min_generation=message.min_generation,
         deadline=deadline,
@@ -148,19 +163,50 @@ def _check_token_ids(field: str, ids: tuple[int, ...], bounds: Bounds) -> None:
             )
 
 
-def _sampling(message: pb.Sampling) -> Sampling:
-    temperature = message.temperature if message.HasField("temperature") else 0.0
-    if not (math.isfinite(temperature) and 0 <= temperature <= MAX_TEMPERATURE):
-        raise InvalidRequest("sampling.temperature", f"must be 0 to {MAX_TEMPERATURE:g}")
+def _sampling(message: pb.Sampling, bounds: Bounds) -> Sampling:
     top_p = message.top_p if message.HasField("top_p") else 1.0
-    if not (math.isfinite(top_p) and 0 < top_p <= 1):
+    if not 0 < top_p <= 1:
         raise InvalidRequest("sampling.top_p", "must be above 0 and at most 1")
     return Sampling(
-        temperature=temperature,
+        temperature=_number(message, "temperature", 0.0, 0.0, MAX_TEMPERATURE),
         top_p=top_p,
         top_k=message.top_k,
+        min_p=_number(message, "min_p", 0.0, 0.0, 1.0),
+        repetition_penalty=_number(
+            message, "repetition_penalty", 1.0, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
+        ),
+        presence_penalty=_number(message, "presence_penalty", 0.0, -MAX_PENALTY, MAX_PENALTY),
+        frequency_penalty=_number(message, "frequency_penalty", 0.0, -MAX_PENALTY, MAX_PENALTY),
+        logit_bias=_logit_bias(message, bounds),
         seed=message.seed if message.HasField("seed") else None,
     )
+
+
+def _number(message: pb.Sampling, name: str, unset: float, low: float, high: float) -> float:
+    value: float = getattr(message, name) if message.HasField(name) else unset  # type: ignore[arg-type]
+    if not low <= value <= high:
+        raise InvalidRequest(f"sampling.{name}", f"must be {low:g} to {high:g}")
+    return value
+
+
+def _logit_bias(message: pb.Sampling, bounds: Bounds) -> dict[int, float]:
+    if len(message.logit_bias) > MAX_BIASES:
+        raise InvalidRequest("sampling.logit_bias", f"must be at most {MAX_BIASES} tokens")
+    for token_id, bias in message.logit_bias.items():
+        field = f"sampling.logit_bias[{token_id}]"
+        if token_id >= bounds.vocab_size:
+            raise InvalidRequest(field, f"{token_id} is not below {bounds.vocab_size}")
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise InvalidRequest(field, f"must be {-MAX_BIAS:g} to {MAX_BIAS:g}")
+    return dict(message.logit_bias)
+
+
+def _output(message: pb.Output) -> Output:
+    if message.top_logprobs > MAX_TOP_LOGPROBS:
+        raise InvalidRequest("output.top_logprobs", f"must be at most {MAX_TOP_LOGPROBS}")
+    if message.top_logprobs and not message.logprobs:
+        raise InvalidRequest("output.top_logprobs", "needs `logprobs`")
+    return Output(logprobs=message.logprobs, top_logprobs=message.top_logprobs, echo=message.echo)
 
 
 def _stopping(message: pb.Stopping, bounds: Bounds) -> Stopping:
@@ -207,8 +253,16 @@ def started_event(started: Started, request_id: str) -> pb.StreamGenerateRespons
     )
 
 
-def delta_event(delta: Delta) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(delta=pb.Delta(text=delta.text, token_ids=delta.token_ids))
+def echo_event(echo: Echo, written: Written) -> pb.StreamGenerateResponse:
+    return pb.StreamGenerateResponse(echo=_echo(echo, written))
+
+
+def delta_event(delta: Delta, written: Written) -> pb.StreamGenerateResponse:
+    return pb.StreamGenerateResponse(
+        delta=pb.Delta(
+            text=delta.text, token_ids=delta.token_ids, logprobs=_logprobs(delta.scores, written)
+        )
+    )
 
 
 def completed_event(completed: Completed) -> pb.StreamGenerateResponse:
@@ -224,7 +278,9 @@ def completed_event(completed: Completed) -> pb.StreamGenerateResponse:
     )
 
 
-def answer(completed: Completed, content: Delta, request_id: str) -> pb.GenerateResponse:
+def answer(
+    completed: Completed, content: Delta, request_id: str, echo: Echo | None, written: Written
+) -> pb.GenerateResponse:
     """A whole answer: `content` is every delta joined."""
     return pb.GenerateResponse(
         text=content.text,
@@ -236,6 +292,8 @@ def answer(completed: Completed, content: Delta, request_id: str) -> pb.Generate
         seed=completed.seed,
         timings=_timings(completed.timings),
         request_id=request_id,
+        logprobs=_logprobs(content.scores, written),
+        echo=None if echo is None else _echo(echo, written),
     )
 
 
@@ -261,6 +319,30 @@ def model_info(info: ModelInfo) -> pb.GetModelInfoResponse:
         running=info.running,
         waiting=info.waiting,
     )
+
+
+def _echo(echo: Echo, written: Written) -> pb.Echo:
+    return pb.Echo(
+        text=written(echo.token_ids),
+        token_ids=echo.token_ids,
+        logprobs=_logprobs(echo.scores, written),
+    )
+
+
+def _logprobs(scores: tuple[TokenScore, ...], written: Written) -> list[pb.TokenLogprob]:
+    return [
+        pb.TokenLogprob(
+            token_id=score.token_id,
+            text=written([score.token_id]),
+            logprob=score.logprob,
+            rank=score.rank,
+            top=[
+                pb.TopLogprob(token_id=t.token_id, text=written([t.token_id]), logprob=t.logprob)
+                for t in score.top
+            ],
+        )
+        for score in scores
+    ]
 
 
 def _served(served: Served) -> pb.Served:

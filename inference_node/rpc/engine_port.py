@@ -17,6 +17,10 @@ class PromptEncoder(Protocol):
 
     def encode(self, text: str) -> tuple[int, ...]: ...
 
+    def written(self, token_ids: Sequence[int]) -> str:
+        """What tokens look like, special ones too."""
+        ...
+
     def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Raises InvalidRequest when the model has no chat template."""
         ...

@@ -7,13 +7,13 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from inference_node.request import Completed, Delta, Event, Failed, Started
+from inference_node.request import Completed, Delta, Echo, Event, Failed, Started, TokenScore
 
 
 class Mailbox:
     """The events of one request, deltas that nobody has read yet joined into one.
 
-    However slowly a caller reads, at most three events wait: started, one delta, the last.
+    However slowly a caller reads, at most four events wait: started, echo, one delta, the last.
     """
 
     def __init__(self, on_last: Callable[[], None]) -> None:
@@ -24,8 +24,10 @@ class Mailbox:
         self._lock = threading.Lock()
         self._waking = False
         self._started: Started | None = None
+        self._echo: Echo | None = None
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+        self._scores: list[TokenScore] = []
         self._last: Completed | Failed | None = None
 
     def post(self, event: Event) -> None:
@@ -36,9 +38,12 @@ class Mailbox:
             match event:
                 case Started():
                     self._started = event
+                case Echo():
+                    self._echo = event
                 case Delta():
                     self._texts.append(event.text)
                     self._token_ids.extend(event.token_ids)
+                    self._scores.extend(event.scores)
                 case Completed() | Failed():
                     self._last = event
             wake, self._waking = not self._waking, True
@@ -68,9 +73,12 @@ class Mailbox:
         if self._started is not None:
             started, self._started = self._started, None
             return started
+        if self._echo is not None:
+            echo, self._echo = self._echo, None
+            return echo
         if self._token_ids or self._texts:
-            delta = Delta("".join(self._texts), tuple(self._token_ids))
-            self._texts, self._token_ids = [], []
+            delta = Delta("".join(self._texts), tuple(self._token_ids), tuple(self._scores))
+            self._texts, self._token_ids, self._scores = [], [], []
             return delta
         return self._last
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import grpc
 
 from inference_node.errors import DeadlineExpired, InvalidRequest, RequestInFlight
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
-from inference_node.request import Completed, Delta, Failed, Started
+from inference_node.request import Completed, Delta, Echo, Event, Failed, Started, TokenScore
 from inference_node.rpc import convert
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.mailbox import Mailbox
@@ -24,6 +25,7 @@ from inference_node.rpc.status import refusal
 ANSWER_GRACE = 5.0
 """Seconds past its deadline after which a request the engine never answered is given up."""
 
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -36,22 +38,36 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._bounds = convert.Bounds(engine.info().max_context, engine.tokenizer.vocab_size)
         # Tokenising a long prompt takes tens of milliseconds, which the loop must not lose.
         self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
+        self._written = engine.tokenizer.written
         self._in_flight: set[str] = set()
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         async with _answering(context), self._accepted(request, context) as call:
             texts: list[str] = []
             token_ids: list[int] = []
+            scores: list[TokenScore] = []
+            echo: Echo | None = None
             while True:
                 match await call.next():
                     case Started() as started:
                         await context.send_initial_metadata(convert.served_metadata(started.served))
+                    case Echo() as echo:
+                        pass
                     case Delta() as delta:
                         texts.append(delta.text)
                         token_ids += delta.token_ids
+                        scores += delta.scores
                     case Completed() as completed:
-                        content = Delta("".join(texts), tuple(token_ids))
-                        return convert.answer(completed, content, call.request_id)
+                        content = Delta("".join(texts), tuple(token_ids), tuple(scores))
+                        make = partial(
+                            convert.answer,
+                            completed,
+                            content,
+                            call.request_id,
+                            echo,
+                            self._written,
+                        )
+                        return await self._off_the_loop(make) if scores or echo else make()
                     case Failed() as failed:
                         raise failed.error
 
@@ -71,8 +87,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                                 convert.served_metadata(started.served)
                             )
                             await context.write(convert.started_event(started, call.request_id))
+                        case Echo() as echo:
+                            await context.write(
+                                await self._off_the_loop(
+                                    partial(convert.echo_event, echo, self._written)
+                                )
+                            )
                         case Delta() as delta:
-                            await context.write(convert.delta_event(delta))
+                            await context.write(convert.delta_event(delta, self._written))
                         case Completed() as completed:
                             await context.write(convert.completed_event(completed))
                             return
@@ -85,6 +107,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         async with _answering(context):
             return convert.model_info(self._engine.info())
 
+    async def _off_the_loop(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, work)
+
     def close(self) -> None:
         self._tokenising.shutdown(wait=False, cancel_futures=True)
 
@@ -96,11 +121,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         remaining = context.time_remaining()
         limit = self._max_request_seconds
         deadline = time.monotonic() + (limit if remaining is None else min(remaining, limit))
-        request = await asyncio.get_running_loop().run_in_executor(
-            self._tokenising,
+        request = await self._off_the_loop(
             lambda: convert.to_request(
                 message, bounds=self._bounds, encoder=self._engine.tokenizer, deadline=deadline
-            ),
+            )
         )
         request_id = request.request_id
         if request_id in self._in_flight:
@@ -128,7 +152,7 @@ class _Call:
     mailbox: Mailbox
     deadline: float
 
-    async def next(self) -> Started | Delta | Completed | Failed:
+    async def next(self) -> Event:
         """The next event. Raises DeadlineExpired when even the engine's own answer is overdue."""
         try:
             async with asyncio.timeout(self.deadline + ANSWER_GRACE - time.monotonic()):

@@ -17,9 +17,12 @@ from inference_node.client import (
     FinishReason,
     Message,
     NodeUnreachable,
+    Output,
     Sampling,
     Served,
     Stopping,
+    TokenLogprob,
+    TopLogprob,
 )
 from tests.inference_node.rpc.running_node import running_node
 from tests.inference_node.rpc.scripted_engine import DIGEST, ScriptedEngine, fails, follows, hangs
@@ -85,6 +88,37 @@ def test_a_stream_tells_its_version_first_and_its_whole_answer_last(
         assert list(pieces) == ["two"]
         assert stream.result.text == "one two"
         assert stream.result.token_ids == (0, 1)
+
+
+ASKED = Output(logprobs=True, top_logprobs=2, echo=True)
+TOP = (TopLogprob(65, "A", -0.5), TopLogprob(66, "B", -1.5))
+
+
+def test_logprobs_and_the_prompt_come_with_the_answer_whole_or_streamed(address: str) -> None:
+    with Client(address) as client:
+        answer = client.generate("hi", output=ASKED)
+        with client.stream("hi", output=ASKED) as stream:
+            streamed = stream.result
+    assert answer.logprobs == tuple(
+        TokenLogprob(token, chr(token), -1.5, 2, TOP) for token in (0, 1)
+    )
+    assert answer.echo is not None
+    assert (answer.echo.text, answer.echo.token_ids) == ("hi", tuple(b"hi"))
+    assert [each.text for each in answer.echo.logprobs] == ["h", "i"]
+    assert (streamed.logprobs, streamed.echo) == (answer.logprobs, answer.echo)
+
+
+def test_what_is_not_asked_for_does_not_come(address: str) -> None:
+    with Client(address) as client:
+        answer = client.generate("hi")
+    assert (answer.logprobs, answer.echo) == ((), None)
+
+
+async def test_asyncio_brings_logprobs_as_they_come(address: str) -> None:
+    async with AsyncClient(address) as client, client.stream("hi", output=ASKED) as stream:
+        await stream.finish()
+        assert len(stream.logprobs) == 2
+        assert stream.echo is not None
 
 
 def test_leaving_a_stream_stops_the_engine(address: str, engine: ScriptedEngine) -> None:

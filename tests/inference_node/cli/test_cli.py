@@ -14,6 +14,7 @@ import pytest
 
 from inference_node import errors
 from inference_node.cli import main
+from inference_node.request import Output, Sampling, Stopping
 from tests.inference_node.rpc.running_node import running_node
 from tests.inference_node.rpc.scripted_engine import DIGEST, ScriptedEngine, fails
 
@@ -87,6 +88,40 @@ def test_json_is_one_object_with_everything(run: Run, address: str) -> None:
     assert answer["finish_reason"] == "stop"
     assert answer["served"]["digest"] == DIGEST
     assert answer["usage"]["completion_tokens"] == 2
+
+
+def test_every_rule_has_a_flag(run: Run, address: str, engine: ScriptedEngine) -> None:
+    flags = "--temperature 0.5 --top-p 0.9 --top-k 4 --min-p 0.1 --repetition-penalty 1.2"
+    flags += (
+        " --presence-penalty -0.5 --frequency-penalty 0.25 --logit-bias 7=-100 --logit-bias 8=2"
+    )
+    flags += " --min-new-tokens 2 --stop-token-id 5 --ignore-eos --logprobs --top-logprobs 1 --echo"
+    ran = run("generate", "hi", "--raw", "--json", "--address", address, *flags.split())
+    assert ran.code == 0, ran.err
+    request = engine.submitted[0]
+    assert request.sampling == Sampling(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=4,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+        logit_bias={7: -100.0, 8: 2.0},
+    )
+    assert request.stopping == Stopping(min_new_tokens=2, stop_token_ids=(5,), ignore_eos=True)
+    assert request.output == Output(logprobs=True, top_logprobs=1, echo=True)
+    answer = json.loads(ran.out)
+    assert [each["logprob"] for each in answer["logprobs"]] == [-1.5, -1.5]
+    assert answer["logprobs"][0]["top"] == [{"token_id": 65, "text": "A", "logprob": -0.5}]
+    assert answer["echo"]["text"] == "hi"
+
+
+def test_logprobs_are_told_on_stderr_and_a_malformed_bias_is_usage(run: Run, address: str) -> None:
+    ran = run("generate", "hi", "--raw", "--logprobs", "--echo", "--address", address)
+    assert ran.out == "hihello wörld\n"
+    assert "-1.500 rank 2" in ran.err
+    assert run("generate", "hi", "--logit-bias", "7", "--address", address).code == 2
 
 
 CODES = [

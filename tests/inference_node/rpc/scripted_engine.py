@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 
 from inference_node.errors import Cancelled, Draining, NodeError
 from inference_node.request import (
+    Candidate,
     Completed,
     Delta,
+    Echo,
     Failed,
     FinishReason,
     ModelInfo,
@@ -18,6 +20,7 @@ from inference_node.request import (
     Served,
     Started,
     Timings,
+    TokenScore,
     Usage,
 )
 from inference_node.text import ChatMessage
@@ -34,6 +37,9 @@ class ByteEncoder:
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(text.encode())
+
+    def written(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode(errors="replace")
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         return self.encode("".join(f"<{m.role}>{m.content}" for m in messages))
@@ -56,13 +62,21 @@ def completed(request: Request, tokens: int) -> Completed:
     )
 
 
+def scored(request: Request, *token_ids: int) -> list[TokenScore]:
+    """Made-up scores, where they are asked for."""
+    top = tuple(Candidate(65 + n, -0.5 - n) for n in range(request.output.top_logprobs))
+    return [TokenScore(token, -1.5, 2, top) for token in token_ids if request.output.logprobs]
+
+
 def says(*pieces: str) -> Script:
     """Answer with these pieces, one token each."""
 
     def script(request: Request, emit: OnEvent, cancelled: threading.Event) -> None:
         emit(Started(served(request)))
+        if request.output.echo:
+            emit(Echo(request.prompt, tuple(scored(request, *request.prompt))))
         for index, piece in enumerate(pieces):
-            emit(Delta(piece, (index % 256,)))
+            emit(Delta(piece, (index % 256,), tuple(scored(request, index % 256))))
         emit(completed(request, len(pieces)))
 
     return script

@@ -8,7 +8,7 @@ import pytest
 
 from inference_node.errors import InvalidRequest
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
-from inference_node.request import Request, Sampling, Stopping
+from inference_node.request import Output, Request, Sampling, Stopping
 from inference_node.rpc import convert
 from tests.inference_node.rpc.scripted_engine import ByteEncoder
 
@@ -39,7 +39,18 @@ def test_everything_that_is_asked_for_reaches_the_engine() -> None:
             adapter="ada@v2",
             tenant="acme",
             chat=pb.Chat(messages=[pb.ChatMessage(role=pb.CHAT_ROLE_USER, content="hi")]),
-            sampling=pb.Sampling(temperature=0.5, top_p=0.9, top_k=40, seed=0),
+            sampling=pb.Sampling(
+                temperature=0.5,
+                top_p=0.9,
+                top_k=40,
+                min_p=0.1,
+                repetition_penalty=1.2,
+                presence_penalty=-0.5,
+                frequency_penalty=0.25,
+                logit_bias={7: -100.0},
+                seed=0,
+            ),
+            output=pb.Output(logprobs=True, top_logprobs=3, echo=True),
             stopping=pb.Stopping(
                 max_new_tokens=9, min_new_tokens=2, stop=["\n"], stop_token_ids=[5], ignore_eos=True
             ),
@@ -52,7 +63,18 @@ def test_everything_that_is_asked_for_reaches_the_engine() -> None:
         tenant="acme",
         adapter="ada@v2",
         prompt=tuple(b"<user>hi"),
-        sampling=Sampling(temperature=0.5, top_p=0.9, top_k=40, seed=0),
+        sampling=Sampling(
+            temperature=0.5,
+            top_p=0.9,
+            top_k=40,
+            min_p=0.1,
+            repetition_penalty=1.2,
+            presence_penalty=-0.5,
+            frequency_penalty=0.25,
+            logit_bias={7: -100.0},
+            seed=0,
+        ),
+        output=Output(logprobs=True, top_logprobs=3, echo=True),
         stopping=Stopping(
             max_new_tokens=9, min_new_tokens=2, stop=("\n",), stop_token_ids=(5,), ignore_eos=True
         ),
@@ -109,6 +131,22 @@ REFUSED = [
     ("sampling.top_p", sampling(top_p=0.0)),
     ("sampling.top_p", sampling(top_p=1.1)),
     ("sampling.top_p", sampling(top_p=float("nan"))),
+    ("sampling.min_p", sampling(min_p=-0.1)),
+    ("sampling.min_p", sampling(min_p=1.1)),
+    ("sampling.min_p", sampling(min_p=float("nan"))),
+    ("sampling.repetition_penalty", sampling(repetition_penalty=0.0)),
+    ("sampling.repetition_penalty", sampling(repetition_penalty=2.1)),
+    ("sampling.repetition_penalty", sampling(repetition_penalty=float("nan"))),
+    ("sampling.presence_penalty", sampling(presence_penalty=2.1)),
+    ("sampling.presence_penalty", sampling(presence_penalty=float("nan"))),
+    ("sampling.frequency_penalty", sampling(frequency_penalty=-2.1)),
+    ("sampling.frequency_penalty", sampling(frequency_penalty=float("inf"))),
+    ("sampling.logit_bias", sampling(logit_bias=dict.fromkeys(range(1025), 1.0))),
+    ("sampling.logit_bias[300]", sampling(logit_bias={300: 1.0})),
+    ("sampling.logit_bias[3]", sampling(logit_bias={3: 100.5})),
+    ("sampling.logit_bias[3]", sampling(logit_bias={3: float("nan")})),
+    ("output.top_logprobs", request_with(output=pb.Output(logprobs=True, top_logprobs=21))),
+    ("output.top_logprobs", request_with(output=pb.Output(top_logprobs=1))),
     ("stopping.max_new_tokens", stopping(max_new_tokens=0)),
     ("stopping.max_new_tokens", stopping(max_new_tokens=65)),
     ("stopping.min_new_tokens", stopping(max_new_tokens=4, min_new_tokens=5)),
@@ -138,6 +176,10 @@ ACCEPTED = [
     request_with(adapter="ada@sha256:" + "a" * 64),
     request_with(request_id="~" * 64),
     sampling(temperature=2.0, top_p=1.0, top_k=1, seed=2**64 - 1),
+    sampling(min_p=1.0, repetition_penalty=2.0, presence_penalty=2.0, frequency_penalty=-2.0),
+    sampling(min_p=0.0, repetition_penalty=0.01, presence_penalty=-2.0, frequency_penalty=2.0),
+    sampling(logit_bias={0: -100.0, 299: 100.0}),
+    request_with(output=pb.Output(logprobs=True, top_logprobs=20, echo=True)),
     stopping(max_new_tokens=64, min_new_tokens=64),
     stopping(stop=["é" * 128] * 8, stop_token_ids=[299] * 64),
 ]
