@@ -34,6 +34,8 @@ class PrefixNames:
 
     def reusable(self, sequence: Sequence) -> list[bytes]:
         """Names of the blocks it may take from others: the last token is always computed."""
+        if sequence.scores_prompt:
+            return []
         return self.of(sequence, (len(sequence.tokens) - 1) // self._block_tokens)
 
     def root(self, sequence: Sequence) -> bytes:

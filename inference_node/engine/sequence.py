@@ -125,8 +125,10 @@ class Sequence:
 
     @property
     def scores_prompt(self) -> bool:
-        """Every token of its prompt must pass through the model, cached elsewhere or not."""
-        return self.request.output.echo and self.request.output.logprobs
+        """Its prompt is not scored to the end: all of it must pass through the model."""
+        output = self.request.output
+        missing = len(self.prompt_scores) < len(self.request.prompt)
+        return output.echo and output.logprobs and missing
 
     @property
     def served(self) -> Served:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from inference_node.engine.prefix import PrefixNames
 from inference_node.request import (
     Delta,
     Echo,
+    Failed,
     FinishReason,
     Output,
     Request,
@@ -181,6 +183,36 @@ def test_scores_are_the_models_own_for_prompt_and_answer(
         assert [c.logprob for c in score.top] == pytest.approx(best.values.tolist(), abs=1e-3)
         assert (score.rank == 1) == (score.token_id == score.top[0].token_id)
     assert any(score.rank > 1 for score in found[1:])
+
+
+def echoed(answer: Answer) -> tuple[TokenScore, ...]:
+    (echo,) = (e for e in answer.events if isinstance(e, Echo))
+    return echo.scores
+
+
+def test_a_prompt_that_is_in_the_cache_already_is_scored_all_the_same(
+    start_tiny: StartTiny,
+) -> None:
+    node = start_tiny()
+    fresh = echoed(ask_scores(node))
+    assert len(fresh) == len(PROMPT)
+    again = echoed(ask_scores(node))
+    assert [score.token_id for score in again] == PROMPT
+    assert [score.logprob for score in again[1:]] == pytest.approx(
+        [score.logprob for score in fresh[1:]], abs=1e-4
+    )
+
+
+def test_control_scores_of_a_prompt_taken_from_the_cache_would_be_missing(
+    start_tiny: StartTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start_tiny()
+    ask_scores(node)
+    names = PrefixNames.of
+    monkeypatch.setattr(
+        PrefixNames, "reusable", lambda self, s: names(self, s, (len(s.tokens) - 1) // 16)
+    )
+    assert isinstance(ask_scores(node).events[-1], Failed)
 
 
 def test_the_echo_comes_before_the_answer_and_only_to_those_who_ask(start_tiny: StartTiny) -> None:
