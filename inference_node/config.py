@@ -52,7 +52,7 @@ class EngineConfig:
     poll_seconds: float = 30.0
     """How often a resident adapter's log is checked while the hint stream is healthy."""
     poll_seconds_without_hints: float = 5.0
-    page_wait_seconds: float = 0.5
+    page_wait_seconds: float = 2.0
     """Versions that wait longer for pages that requests hold have some of those drained."""
     max_staleness: float = 60.0
     """A name checked against the store longer ago than this is checked again at admission."""

@@ -69,7 +69,7 @@ class Admission:
         fail: Callable[[Sequence, NodeError], None],
         clock: Callable[[], float],
         max_staleness: float,
-        page_wait: float = 0.5,
+        page_wait: float = 2.0,
     ) -> None:
         """`ready` is told of each request that holds its lease, `fail` of each that never will.
 
