@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapter_store.errors import Incompatible, InvalidAdapter
-from adapter_store.lora_config import CONFIG_FILE, MAX_CONFIG_BYTES, LoraSpec, parse_config, spec_of
+from adapter_store.lora_config import (
+    ALL_LINEAR,
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    LoraSpec,
+    layer_of,
+    name_endings,
+    parse_config,
+    spec_of,
+)
 from adapter_store.record import BaseCard
 from adapter_store.tensor_file import (
     CONVERT_HINT,
@@ -100,7 +109,7 @@ def read_adapter_dir(directory: Path, *, card: BaseCard) -> LocalAdapter:
     with _open_plain(directory / CONFIG_FILE, MAX_CONFIG_BYTES) as file:
         config = file.read(MAX_CONFIG_BYTES)
     spec = parse_config(config)
-    _check_rank_allowed(spec, card)
+    _check_ranks_allowed(spec, card)
     files = {CONFIG_FILE: config, WEIGHTS_FILE: _read_weights(directory, spec, card.modules)}
     check_content(files, config=spec.allow_listed(), card_modules=card.modules)
     return LocalAdapter(
@@ -121,8 +130,9 @@ def check_sizes(
     """
     _check_files(sizes)
     spec = spec_of(config)
-    pairs = (card_modules[module] for module in _targeted(spec, card_modules))
-    values = spec.rank * sum(out + width for out, width in pairs)
+    values = sum(
+        spec.rank_of(module) * sum(card_modules[module]) for module in _targeted(spec, card_modules)
+    )
     most = values * max(DTYPE_BYTES.values()) + 8 + MAX_HEADER_BYTES
     if not values * min(DTYPE_BYTES.values()) < sizes[WEIGHTS_FILE] <= most:
         raise InvalidAdapter(
@@ -204,31 +214,47 @@ def _read_weights(
         return file.read(size)
 
 
-def _check_rank_allowed(spec: LoraSpec, card: BaseCard) -> None:
-    if spec.rank > card.max_rank:
+def _check_ranks_allowed(spec: LoraSpec, card: BaseCard) -> None:
+    rank = largest_rank(spec, card.modules)
+    if rank > card.max_rank:
         raise Incompatible(
-            f"rank {spec.rank} is over the base's limit of {card.max_rank}",
+            f"rank {rank} is over the base's limit of {card.max_rank}",
             hint=f"train with r up to {card.max_rank}",
         )
 
 
+def largest_rank(spec: LoraSpec, card_modules: Mapping[str, tuple[int, int]]) -> int:
+    """Of the modules the adapter targets. Raises Incompatible when it targets none."""
+    return max(spec.rank_of(module) for module in _targeted(spec, card_modules))
+
+
 def _targeted(spec: LoraSpec, card_modules: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-    """The modules whose name is a target or ends in one, whole components only, as in PEFT."""
-    idle, chosen = set(spec.target_modules), []
-    wanted = frozenset(idle)
+    """The modules that PEFT would adapt. Raises Incompatible for a target that names none."""
+    chosen = tuple(module for module in card_modules if spec.targets(module))
+    _check_targets(spec, card_modules)
+    if spec.layers and (absent := set(spec.layers) - {layer_of(each) for each in card_modules}):
+        raise Incompatible(
+            f"the base model has no layer {min(absent)}",
+            hint="layers_to_transform numbers them from 0",
+        )
+    if not chosen:
+        raise Incompatible(
+            "the adapter targets no module of the base model",
+            hint="exclude_modules leaves nothing of target_modules",
+        )
+    return chosen
+
+
+def _check_targets(spec: LoraSpec, card_modules: Mapping[str, tuple[int, int]]) -> None:
+    idle = set(spec.target_modules) - {ALL_LINEAR}
     for module in card_modules:
-        parts = module.split(".")
-        hits = wanted.intersection(".".join(parts[start:]) for start in range(len(parts)))
-        if hits:
-            chosen.append(module)
-            idle -= hits
+        idle -= name_endings(module)
     if idle:
         leaves = sorted({module.rsplit(".", 1)[-1] for module in card_modules})
         raise Incompatible(
             f"the base model has no adaptable module named {min(idle)!r}",
             hint=f"it has: {', '.join(leaves)}",
         )
-    return tuple(chosen)
 
 
 def _check_layout(
@@ -263,13 +289,14 @@ def _check_shapes(
     module: str, layout: Mapping[str, TensorSlot], spec: LoraSpec, size: tuple[int, int]
 ) -> None:
     out_features, in_features = size
-    expected = {"lora_A": (spec.rank, in_features), "lora_B": (out_features, spec.rank)}
+    rank = spec.rank_of(module)
+    expected = {"lora_A": (rank, in_features), "lora_B": (out_features, rank)}
     for factor, shape in expected.items():
         name = f"{_PREFIX}{module}.{factor}.weight"
         if layout[name].shape != shape:
             raise Incompatible(
                 f"{name} is {list(layout[name].shape)}, not {list(shape)}",
-                hint="the base model's sizes and the config's r decide the shape",
+                hint="the base model's sizes and the config's r and rank_pattern decide the shape",
             )
 
 
@@ -277,18 +304,18 @@ def _check_values(content: AdapterTensors) -> None:
     """Finite, bounded even with the scale folded into B, and not a no-op as a whole."""
     idle = 0
     for module in content.modules:
-        peaks = []
+        peaks, scale = [], content.spec.scale_of(module)
         for factor, array in (("lora_A", content.a(module)), ("lora_B", content.b(module))):
             top = peak(array, content.dtype)
             if not top.finite:
                 raise InvalidAdapter(f"{module}.{factor} holds NaN or infinite values")
-            bound = MAX_MAGNITUDE / max(1.0, content.spec.scale if factor == "lora_B" else 1.0)
+            bound = MAX_MAGNITUDE / max(1.0, scale if factor == "lora_B" else 1.0)
             if top.value > bound:
                 raise InvalidAdapter(
                     f"{module}.{factor} holds {top.value:g}, over the limit of {bound:g}"
                 )
             peaks.append(top.value)
-        idle += peaks[0] * peaks[1] * content.spec.scale < SMALLEST_PRODUCT
+        idle += peaks[0] * peaks[1] * scale < SMALLEST_PRODUCT
     count = len(content.modules)
     if idle == count:
         raise InvalidAdapter(

@@ -120,7 +120,7 @@ def _padded(factors: Factors, rank: int) -> tuple[Doubles, Doubles]:
 
 def _scaled(content: AdapterTensors, module: str) -> Factors:
     return Factors(
-        content.spec.scale * _doubles(content.b(module), content.dtype),
+        content.spec.scale_of(module) * _doubles(content.b(module), content.dtype),
         _doubles(content.a(module), content.dtype),
     )
 

@@ -24,7 +24,7 @@ from adapter_store.errors import IntegrityError, NotFound, StoreError, Untrusted
 from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
 from adapter_store.record import FileEntry, VersionRef
-from adapter_store.validate import check_content, check_sizes
+from adapter_store.validate import check_content, check_sizes, largest_rank
 from inference_node.adapters.outcomes import as_node_error, is_permanent
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Entry, Resident, VersionKey
@@ -267,9 +267,10 @@ class Loader:
         check_sizes(declared, config=version.config, card_modules=self._card)
         files = self._reader.fetch(key.tenant, version)
         content = check_content(files, config=version.config, card_modules=self._card)
-        if content.spec.rank > self._max_rank:
+        rank = largest_rank(content.spec, self._card)
+        if rank > self._max_rank:
             raise AdapterIncompatible(
-                f"rank {content.spec.rank} is over this node's {self._max_rank}",
+                f"rank {rank} is over this node's {self._max_rank}",
                 hint="train a smaller rank, or raise LORAPOOL_MAX_RANK",
             )
         pinned = torch.cuda.is_available()

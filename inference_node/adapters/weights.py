@@ -48,14 +48,23 @@ class HostAdapter:
 def host_adapter(
     content: AdapterTensors, modules: ModuleMap, *, dtype: torch.dtype, pin: bool = False
 ) -> HostAdapter:
-    """Lay checked tensors out in pages. The content fits the map: `check_content` said so."""
-    rank = content.spec.rank
-    pages = -(-rank // PAGE_RANKS)
+    """Lay checked tensors out in pages. The content fits the map: `check_content` said so.
+
+    A group has the pages of its largest rank. Where modules differ in scale, it is folded into B.
+    """
+    spec = content.spec
+    scales = {spec.scale_of(module) for module in content.modules}
+    fold = len(scales) > 1
     sites = {path: (layer, group, part) for path, layer, group, part in modules.sites()}
     groups: list[HostGroup | None] = [None] * len(modules.groups)
+    wanted = [0] * len(modules.groups)
+    for module in content.modules:
+        _, index, _ = sites[module]
+        wanted[index] = max(wanted[index], -(-spec.rank_of(module) // PAGE_RANKS))
     source = _DTYPES[content.dtype]
     for module in content.modules:
         layer, index, part = sites[module]
+        rank, pages = spec.rank_of(module), wanted[index]
         shape = modules.groups[index].shape
         group = groups[index]
         if group is None:
@@ -66,13 +75,14 @@ def host_adapter(
         first = sum(shape.out_features[:part])
         columns = slice(first, first + shape.out_features[part])
         a = torch.tensor(content.a(module)).view(source).to(dtype)  # [rank, in]
-        b = torch.tensor(content.b(module)).view(source).to(dtype)  # [out, rank]
-        for page in range(pages):
+        b = torch.tensor(content.b(module)).view(source)  # [out, rank]
+        b = (b.float() * spec.scale_of(module) if fold else b).to(dtype)
+        for page in range(-(-rank // PAGE_RANKS)):
             ranks = slice(page * PAGE_RANKS, min(rank, (page + 1) * PAGE_RANKS))
             count = ranks.stop - ranks.start
             group.a[page, layer, part, :count] = a[ranks]
             group.b[page, layer, :count, columns] = b[:, ranks].T
-    return HostAdapter(tuple(groups), content.spec.scale)
+    return HostAdapter(tuple(groups), 1.0 if fold else scales.pop())
 
 
 def _zeros(shape: tuple[int, ...], *, dtype: torch.dtype, pin: bool) -> torch.Tensor:

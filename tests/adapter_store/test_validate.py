@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapter_store.errors import Incompatible, InvalidAdapter
-from adapter_store.lora_config import parse_config
+from adapter_store.lora_config import parse_config, spec_of
 from adapter_store.memory import MemoryStore
 from adapter_store.tensor_file import read_layout
 from adapter_store.validate import check_content, check_sizes, read_adapter_dir
@@ -118,6 +118,69 @@ def test_the_scale_follows_rslora_and_alpha_is_normalised() -> None:
     assert json.dumps(spec.allow_listed()["lora_alpha"]) == "16"
     half = parse_config(json.dumps(config(lora_alpha=0.5)).encode())
     assert half.allow_listed()["lora_alpha"] == 0.5
+
+
+def test_patterns_layers_and_exclusions_are_content_and_read_back_the_same() -> None:
+    asked = config(
+        rank_pattern={"1.self_attn.q_proj": 2, "q_proj": 8},
+        alpha_pattern={"v_proj": 3.0, "0.self_attn.q_proj": 0.5},
+        layers_to_transform=1,
+        exclude_modules=["v_proj"],
+    )
+    spec = parse_config(json.dumps(asked).encode())
+    listed = spec.allow_listed()
+    assert listed["rank_pattern"] == [["1.self_attn.q_proj", 2], ["q_proj", 8]]
+    assert listed["alpha_pattern"] == [["0.self_attn.q_proj", 0.5], ["v_proj", 3]]
+    assert (listed["layers_to_transform"], listed["exclude_modules"]) == ([1], ["v_proj"])
+    assert spec_of(json.loads(json.dumps(listed, sort_keys=True))) == spec
+
+
+def test_the_name_that_fits_first_counts_whatever_the_record_sorts() -> None:
+    longest = parse_config(json.dumps(config(rank_pattern={"x.q": 2, "q": 8})).encode())
+    shadowed = parse_config(json.dumps(config(rank_pattern={"q": 8, "x.q": 2})).encode())
+    for spec, rank in ((longest, 2), (shadowed, 8)):
+        again = spec_of(spec.allow_listed())
+        assert [each.rank_of("l.0.x.q") for each in (spec, again)] == [rank, rank]
+        assert [each.rank_of("l.0.y.q") for each in (spec, again)] == [8, 8]
+        assert [each.rank_of("l.0.xx.r") for each in (spec, again)] == [4, 4]
+
+
+def test_a_rank_pattern_decides_shapes_and_sizes() -> None:
+    arrays = {**tensors(leaves=("q_proj",), rank=2), **tensors(leaves=("v_proj",))}
+    body = json.dumps(config(rank_pattern={"q_proj": 2})).encode()
+    listed = parse_config(body).allow_listed()
+    files = {"adapter_config.json": body, "adapter_model.safetensors": pack(arrays)}
+    check_content(files, config=listed, card_modules=CARD.modules)
+    values = 2 * 2 * (16 + 8) + 2 * 4 * (8 + 8)
+    sizes = {"adapter_config.json": len(body), "adapter_model.safetensors": 2 * values + 9}
+    check_sizes(sizes, config=listed, card_modules=CARD.modules)
+    sizes["adapter_model.safetensors"] = 2 * values
+    with pytest.raises(InvalidAdapter, match=f"cannot hold {values} values"):
+        check_sizes(sizes, config=listed, card_modules=CARD.modules)
+    with pytest.raises(Incompatible, match="not"):
+        check(GOOD, rank_pattern={"q_proj": 2})
+
+
+def test_an_alpha_pattern_bounds_the_values_it_scales() -> None:
+    check(GOOD, alpha_pattern={"q_proj": 4})
+    with pytest.raises(InvalidAdapter, match=r"q_proj\.lora_B holds"):
+        check(GOOD, alpha_pattern={"q_proj": 2**40})
+
+
+def test_all_linear_means_every_module_of_the_card() -> None:
+    with pytest.raises(Incompatible, match="4 of 12 tensors are missing"):
+        check(GOOD, target_modules="all-linear")
+    check(pack(tensors(leaves=("q_proj", "k_proj", "v_proj"))), target_modules="all-linear")
+    check(GOOD, target_modules="all-linear", exclude_modules=["k_proj"])
+
+
+def test_layers_the_base_lacks_and_exclusions_of_all_are_incompatible() -> None:
+    half = {name: array for name, array in tensors().items() if ".layers.1." in name}
+    check(pack(half), layers_to_transform=[1])
+    with pytest.raises(Incompatible, match="no layer 2"):
+        check(pack(half), layers_to_transform=[1, 2])
+    with pytest.raises(Incompatible, match="targets no module"):
+        check(GOOD, exclude_modules=["q_proj", "v_proj"])
 
 
 def test_where_the_model_was_loaded_from_is_not_content() -> None:

@@ -16,6 +16,7 @@ import safetensors
 ID = re.compile(r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?\Z")
 DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
 USED = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules"}
+USED |= {"rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules"}
 FREE = {"base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version"}
 FREE |= {"qalora_group_size"}
 INERT = (None, False, "", [], {})
@@ -74,10 +75,29 @@ def config(body: bytes, spec: Any) -> str | None:
     if type(value["lora_alpha"]) not in (int, float) or not 0 < value["lora_alpha"] < 1e17:
         return f"lora_alpha is {value['lora_alpha']!r}"
     targets = value["target_modules"]
-    if type(targets) is not list or not all(re.fullmatch(r"[\w.]+", t, re.ASCII) for t in targets):
+    if targets == "all-linear":
+        targets = ["all-linear"]
+    elif type(targets) is not list or not all(
+        re.fullmatch(r"[\w.]+", t, re.ASCII) for t in targets
+    ):
         return f"target_modules is {targets!r}"
     if (spec.rank, sorted(targets)) != (value["r"], list(spec.target_modules)):
         return "the spec says something else"
+    for key, names in (
+        ("layers_to_transform", spec.layers),
+        ("exclude_modules", spec.exclude_modules),
+    ):
+        one = value.get(key)
+        if sorted({one} if type(one) is int else set(one or [])) != list(names):
+            return f"the spec says something else of {key}"
+    for key, top in (("rank_pattern", 64), ("alpha_pattern", 1e17)):
+        said = dict(getattr(spec, key))
+        asked = dict(value.get(key) or {})
+        if not said.items() <= asked.items() or not all(0 < said[name] <= top for name in said):
+            return f"the spec says something else of {key}"
+        for name in asked.keys() - said.keys():
+            if not any(name.endswith(f".{other}") for other in said):
+                return f"{name} of {key} is forgotten"
     for key in value.keys() - USED - FREE:
         if not any(type(value[key]) is type(one) and value[key] == one
                    for one in FIXED.get(key, INERT)):  # fmt: skip

@@ -10,24 +10,23 @@ import torch
 from transformers import PretrainedConfig
 
 from adapter_store.memory import MemoryStore
-from inference_node.config import EngineConfig
 from inference_node.engine.build import base_card
-from inference_node.engine.runner import Runner
-from inference_node.engine.scheduler import Step
 from inference_node.kernels.paged_attention import AttentionPlan
 from inference_node.model import decoder as decoder_module
-from inference_node.model.batch import ForwardBatch
-from inference_node.model.decoder import Decoder
 from inference_node.model.trace import trace
 from tests.inference_node.engine.oracle import Oracle
+from tests.inference_node.engine.parity import (
+    PROMPTS,
+    TOLERANCE,
+    Asked,
+    Logits,
+    ask,
+    compare,
+    family_config,
+)
 from tests.inference_node.families import FAMILIES, WINDOW, make_family
-from tests.inference_node.harness import Answer, Node, start_node
+from tests.inference_node.harness import start_node
 from tests.inference_node.tiny import make_adapter
-
-TOKENS = 24
-PROMPTS = ("Tell me about the sea, please.", "Why?", "A longer one: " + "x y z " * 6, "Tea!")
-TOLERANCE = 1e-3
-"""Of a logit, as in test_decoder.py: the same float32 sums in another order."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,47 +37,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Logits:
-    """The logits each request's tokens were drawn from."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.rows: dict[str, list[torch.Tensor]] = {}
-        self._last = torch.empty(0)
-        forward, run = Decoder.forward, Runner.run
-
-        def see_forward(decoder: Decoder, batch: ForwardBatch) -> torch.Tensor:
-            self._last = forward(decoder, batch).clone()
-            return self._last.clone()
-
-        def see_run(runner: Runner, step: Step) -> object:
-            sampling = [item.sequence for item in step.work if item.samples]
-            drawn = run(runner, step)
-            for row, sequence in zip(self._last, sampling, strict=True):
-                self.rows.setdefault(sequence.request.request_id, []).append(row)
-            return drawn
-
-        patch.setattr(Decoder, "forward", see_forward)
-        patch.setattr(Runner, "run", see_run)
-
-    def of(self, answer: Answer) -> torch.Tensor:
-        return torch.stack(self.rows[answer.request_id])
-
-
 def sees_windows(config: PretrainedConfig) -> bool:
     return any(rule.window == WINDOW for rule in trace(config).attention)
-
-
-def family_config(folder: Path) -> EngineConfig:
-    return EngineConfig(
-        base_model=str(folder),
-        linears="dense",
-        dtype="float32",
-        pool_bytes=4 * 2**20,
-        kv_tokens=1024,
-        max_context=256,
-        max_rows=8,
-        step_tokens=32,
-    )
 
 
 def adapters(folder: Path, modules: dict[str, tuple[int, int]]) -> dict[str, Path]:
@@ -114,27 +74,7 @@ def test_a_family_answers_as_peft_does_in_a_batch_of_mixed_adapters(
     told_apart(oracle, answers)
 
 
-def compare(
-    oracle: Oracle, answers: list[tuple[str, tuple[int, ...], Answer]], seen: Logits
-) -> None:
-    for name, prompt, answer in answers:
-        assert answer.token_ids == oracle.greedy(name, prompt, TOKENS), name or "base"
-        expected = oracle.logits(name, [*prompt, *answer.token_ids[:-1]])[-TOKENS:]
-        torch.testing.assert_close(seen.of(answer), expected, rtol=TOLERANCE, atol=TOLERANCE)
-
-
-def ask(node: Node, names: list[str]) -> list[tuple[str, tuple[int, ...], Answer]]:
-    asked = []
-    for name, text in zip(names, PROMPTS, strict=True):
-        prompt = tuple(node.engine.tokenizer.encode(text))
-        asked.append((name, prompt, node.ask(name, prompt, tokens=TOKENS)))
-    for _, _, answer in asked:
-        assert answer.completed
-    node.settle()
-    return asked
-
-
-def told_apart(oracle: Oracle, answers: list[tuple[str, tuple[int, ...], Answer]]) -> None:
+def told_apart(oracle: Oracle, answers: list[Asked]) -> None:
     """The control: another's adapter, or none, is far outside the tolerance."""
     for name, prompt, _ in answers:
         own = oracle.logits(name, prompt)
