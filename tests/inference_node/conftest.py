@@ -13,9 +13,27 @@ from adapter_store.memory import MemoryStore
 from inference_node.config import EngineConfig
 from inference_node.model.default_base import ensure_default_base
 from tests.inference_node.harness import Node, start_node
+from tests.inference_node.step_audit import StepAudit, audited_steps
 from tests.inference_node.tiny import make_checkpoint
 
 StartTiny = Callable[..., Node]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def every_step() -> Iterator[StepAudit]:
+    """Wraps every engine of these tests; `step_audit` is what a test sees of it."""
+    with audited_steps() as audit:
+        yield audit
+
+
+@pytest.fixture(autouse=True)
+def step_audit(every_step: StepAudit) -> Iterator[StepAudit]:
+    """Fails a test in which a step left slots, pages, blocks or leases that do not add up.
+
+    The control of a bug that breaks them says so with `expect_broken`.
+    """
+    with every_step.of_one_test() as audit:
+        yield audit
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from inference_node.model.decoder import Decoder
 from inference_node.request import Completed
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.harness import Node
+from tests.inference_node.step_audit import StepAudit
 from tests.inference_node.tiny import make_adapter
 
 SMALL_POOL = 10
@@ -117,7 +118,7 @@ def test_a_page_taken_from_under_a_request_fails_it_and_never_answers_wrongly(
 
 
 def test_control_without_the_page_stamps_the_same_fault_answers_wrongly(
-    start_tiny: StartTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_tiny: StartTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_audit: StepAudit
 ) -> None:
     node = small_node(start_tiny, pages=2)
     names = publish_many(node, tmp_path, 4)
@@ -132,6 +133,7 @@ def test_control_without_the_page_stamps_the_same_fault_answers_wrongly(
         node.ask(name, tokens=4).wait()
     long.wait()
     assert long.token_ids != undisturbed
+    assert step_audit.expect_broken()
 
 
 def small_after_large(node: Node, folder: Path) -> list[int]:
