@@ -14,6 +14,7 @@ from inference_node.config import EngineConfig
 from inference_node.model.default_base import ensure_default_base
 from tests.inference_node.harness import Node, start_node
 from tests.inference_node.step_audit import StepAudit, audited_steps
+from tests.inference_node.tattoo import make_tattoo_base
 from tests.inference_node.tiny import make_checkpoint
 
 StartTiny = Callable[..., Node]
@@ -45,6 +46,13 @@ def default_base() -> Path:
 def tiny_base(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases") / "tiny"
     return make_checkpoint(folder, tokenizer_from=default_base)
+
+
+@pytest.fixture(scope="session")
+def tattoo_base(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base for the adapters of tattoo.py; `start_tiny(base_model=str(tattoo_base))`."""
+    folder = tmp_path_factory.mktemp("bases") / "tattoo"
+    return make_tattoo_base(folder, tokenizer_from=default_base)
 
 
 @pytest.fixture(scope="session")
