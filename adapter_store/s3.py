@@ -54,6 +54,7 @@ from adapter_store.errors import (
 )
 from adapter_store.layout import CHUNK_BYTES
 from adapter_store.objects import Damage, ListPage, ObjectHead
+from adapter_store.record import MAX_CARD_BYTES
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2RequestTypeDef
 
 CONFLICT_TRIES = 6
+DAMAGED_TRIES = 3
+"""Of reading a small object whose bytes are not those that were stored."""
 _FOREIGN = (ClientError, BotoCoreError, ResponseParserError)
 _NEVER_SENT = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError)
 _MISUSED = (NoCredentialsError, PartialCredentialsError, ParamValidationError)
@@ -86,14 +89,21 @@ class S3Store:
         self.bucket = bucket
 
     def get(self, key: str) -> bytes:
-        try:
-            answer = self._client.get_object(Bucket=self.bucket, Key=key)
-            if answer["ContentLength"] > CHUNK_BYTES:
-                answer["Body"].close()
-                raise IntegrityError(f"{key} has {answer['ContentLength']} bytes; none is so large")
-            return answer["Body"].read()
-        except _FOREIGN as error:
-            raise self._translated(error, key) from error
+        for _ in range(DAMAGED_TRIES):
+            try:
+                answer = self._client.get_object(
+                    Bucket=self.bucket, Key=key, ChecksumMode="ENABLED"
+                )
+                size = answer["ContentLength"]
+                if size > CHUNK_BYTES:
+                    answer["Body"].close()
+                    raise IntegrityError(f"{key} has {size} bytes; none is so large")
+                body = answer["Body"].read()
+            except _FOREIGN as error:
+                raise self._translated(error, key) from error
+            if not _is_damaged(body, answer.get("ChecksumSHA256", "")):
+                return body
+        raise IntegrityError(f"{key} comes back with another sha256 than the store took it with")
 
     def put_new(self, key: str, body: bytes) -> None:
         checksum = _base64_sha256(body)
@@ -314,6 +324,11 @@ def _code(error: ClientError) -> str:
 
 def _base64_md5(body: bytes) -> str:
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+
+
+def _is_damaged(body: bytes, checksum: str) -> bool:
+    """Whether a small object is not what was stored; a chunk's reader knows its sha256 itself."""
+    return bool(checksum) and len(body) <= MAX_CARD_BYTES and _base64_sha256(body) != checksum
 
 
 def _base64_sha256(body: bytes) -> str:

@@ -93,6 +93,7 @@ def open_endpoint(endpoints: Endpoints) -> S3Store:
 
 def remove_bucket(store: S3Store) -> None:
     while keys := store.list("").keys:
-        for key in keys:
-            store.delete(key)
+        store._client.delete_objects(
+            Bucket=store.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        )
     store._client.delete_bucket(Bucket=store.bucket)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +25,11 @@ from botocore.credentials import Credentials
 from adapter_store.settings import Endpoints
 
 _DELAY_S = 0.03
-_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+_REFUSALS = {
+    "answered 503": b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+    "answered 500": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+    "answered 409": b"HTTP/1.1 409 Conflict\r\nContent-Length: 0\r\n\r\n",
+}
 _STARTED_S = 10.0
 
 
@@ -34,6 +40,12 @@ class Fault(Enum):
     CUT_OFF = "request lost in an outage"
     UNAVAILABLE = "answered 503"
     STRIP = "condition stripped"
+    SWALLOW = "swallowed, arrives later"
+    ERROR = "answered 500"
+    CONFLICT = "answered 409"
+    RESET = "connection reset"
+    SHORT_BODY = "answer cut short"
+    FLIPPED_BYTE = "one byte flipped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ class Proxy:
         self._plan = plan
         self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.Task[None]] = set()
+        self._swallowed: list[HttpRequest] = []
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self.faults: Counter[str] = Counter()
@@ -91,6 +104,21 @@ class Proxy:
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def deliver(self) -> int:
+        """Send the store every request that was swallowed, oldest first; how many there were."""
+        held, self._swallowed = self._swallowed, []
+        for request in held:
+            asyncio.run_coroutine_threadsafe(self._send(request), self._loop).result(_STARTED_S)
+        return len(held)
+
+    async def _send(self, request: HttpRequest) -> None:
+        reader, writer = await asyncio.open_connection(self._upstream.hostname, self._upstream.port)
+        try:
+            writer.write(request.encode())
+            await _read_answer(reader, request.method)
+        finally:
+            writer.close()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -129,9 +157,18 @@ class Proxy:
                     self.faults[fault.value] += 1
                 if fault in (Fault.LOSE_REQUEST, Fault.CUT_OFF):
                     return
-                if fault is Fault.UNAVAILABLE:
-                    writer.write(_UNAVAILABLE)
+                if fault is not None and fault.value in _REFUSALS:
+                    writer.write(_REFUSALS[fault.value])
                     continue
+                if fault is Fault.RESET:
+                    _reset(writer)
+                    return
+                if fault is Fault.SWALLOW:
+                    self._swallowed.append(request)
+                    await reader.read()
+                    return
+                if fault is Fault.FLIPPED_BYTE and request.body:
+                    request = replace(request, body=_flipped(request.body))
                 if fault is Fault.STRIP:
                     request = self._signed(request.without("if-none-match"))
                 if fault is Fault.DELAY:
@@ -140,6 +177,12 @@ class Proxy:
                 answer = await _read_answer(upstream[0], request.method)
                 if fault is Fault.LOSE_ANSWER:
                     return
+                head, gap, body = answer.partition(b"\r\n\r\n")
+                if fault is Fault.SHORT_BODY:
+                    writer.write(head + gap + body[: len(body) // 2] if body else head)
+                    return
+                if fault is Fault.FLIPPED_BYTE and body:
+                    answer = head + gap + _flipped(body)
                 writer.write(answer)
                 await writer.drain()
         finally:
@@ -167,6 +210,21 @@ def proxied(endpoints: Endpoints, plan: Plan) -> Iterator[tuple[Proxy, Endpoints
 def strip_conditions(request: HttpRequest) -> Fault | None:
     """The plan of a store that ignores `If-None-Match`."""
     return Fault.STRIP if request.header("if-none-match") else None
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close without a goodbye: the other side sees a reset."""
+    plug = writer.get_extra_info("socket")
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def _flipped(body: bytes) -> bytes:
+    """One bit of one byte changed: a digit past the middle if there is one, so that it parses."""
+    middle = len(body) // 2
+    digits = (n for n in range(middle, len(body)) if chr(body[n]).isdigit() and body[n] < 128)
+    place = next(digits, middle)
+    return body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]
 
 
 async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> HttpRequest:

@@ -36,6 +36,8 @@ ROWS = (
     Entry("T2", "exhausted_model", "the model of the protocol, exhausted", 1.5, short=0.0),
     Entry("T3", "simulated_seeds", "deterministic simulation of the real code", 7.0, short=0.0),
     Entry("T4", "linearizable_histories", "linearizability of real processes", 5.0, short=0.02),
+    Entry("T5", "crash_points", "crash points at every operation", 4.0, short=0.03),
+    Entry("T6", "failures", "one request fails, each in turn", 4.0, short=0.02),
     Entry("T7", "killed_store", "kill -9 of the store in a stream of publishes", 2.0, short=0.04),
     Entry("T8", "redis_conditions", "Redis in six troubles", 3.0, short=0.04),
     Entry("T9", "propagation", "propagation to three nodes", 3.0, short=0.04, alone=True),
