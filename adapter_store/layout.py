@@ -89,6 +89,11 @@ def blob_key(tenant: str, sha256: str, txid: str, attempt: int) -> str:
     return f"{blob_prefix(tenant, sha256)}{check_txid(txid)}.{attempt}"
 
 
+def names_content(key: str) -> bool:
+    """Whether a key is a chunk's: it carries the sha256 of what lies there."""
+    return key.rsplit("/", 2)[-2:-1] == ["blob"]
+
+
 def parse_blob_key(key: str) -> str:
     """The sha256 in a chunk's key; raises InvalidName."""
     match = _BLOB_NAME.fullmatch(key.rsplit("/", 1)[-1])

@@ -8,6 +8,7 @@ import pytest
 
 from adapter_store.errors import (
     AlreadyExists,
+    IntegrityError,
     NotFound,
     OutcomeUnknown,
     StoreError,
@@ -16,10 +17,12 @@ from adapter_store.errors import (
     StoreUnfit,
 )
 from adapter_store.objects import Damage
-from adapter_store.s3 import CONFLICT_TRIES, S3Store, open_s3
+from adapter_store.s3 import CONFLICT_TRIES, DAMAGED_TRIES, S3Store, open_s3
 from adapter_store.settings import Endpoints
 from tests.adapter_store.fault_proxy import FaultProxy, answering, fault_proxy
 from tests.adapter_store.object_store_contract import ObjectStoreContract
+from tests.chaos.proxy import Fault, proxied
+from tests.conftest import open_endpoint
 
 pytestmark = pytest.mark.services
 StoreAt = Callable[..., S3Store]
@@ -173,3 +176,20 @@ def _impatient(url: str) -> S3Store:
     return S3Store(
         store._client, writer=store._writer, bucket=store.bucket, pause=lambda seconds: None
     )
+
+
+@pytest.mark.parametrize(("times", "heals"), [(1, True), (DAMAGED_TRIES, False)])
+def test_a_byte_that_flips_on_the_way_is_never_believed(
+    endpoints: Endpoints, times: int, heals: bool
+) -> None:
+    plain, key = open_endpoint(endpoints), "v1/t/default/a/pirate/log/1"
+    plain.put_new(key, b'{"actor":"test"}')
+    left = [Fault.FLIPPED_BYTE] * times
+    with proxied(endpoints, lambda request: left.pop() if left else None) as (_, behind):
+        store = open_endpoint(behind)
+        if heals:
+            assert store.get(key) == plain.get(key)
+        else:
+            with pytest.raises(IntegrityError, match="another sha256"):
+                store.get(key)
+    assert left == []

@@ -178,7 +178,7 @@ def _believing() -> Iterator[None]:
         return before + found[:-1] + b"u" + after if found else body
 
     with (
-        mock.patch("adapter_store.s3._is_damaged", return_value=False),
+        mock.patch.dict("adapter_store.s3._CHECKED", clear=True),
         mock.patch("tests.chaos.proxy._flipped", flip_the_actor),
     ):
         yield
