@@ -17,8 +17,12 @@ from inference_node.engine.logit_edits import edit
 from inference_node.engine.sequence import Sequence
 from inference_node.request import Sampling
 
-_HEAD = 1024
-"""Top-p looks at so many of the likeliest tokens before it sorts the whole vocabulary."""
+_HEAD = 128
+"""Top-p looks at so many of the likeliest tokens first, and at more only in rows that need them."""
+_MORE = 16
+"""Times as many in the next round."""
+_BLOCK = 256
+"""Tokens whose weights are summed up before a draw looks for one among them."""
 
 
 def sample(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
@@ -80,13 +84,31 @@ def _choose(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]
 
 def _draw(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
     relative = weights(logits, [sequence.request.sampling for sequence in sequences])
-    cumulative = relative.cumsum(dim=-1, dtype=torch.float64)
-    whole = cumulative[:, -1:]
     points = [[uniform(sequence.seed, sequence.produced)] for sequence in sequences]
-    at = torch.tensor(points, dtype=torch.float64, device=logits.device) * whole
-    tokens = torch.searchsorted(cumulative, at, right=True)[:, 0].tolist()
-    finite = torch.isfinite(whole[:, 0]).tolist()
+    at = torch.tensor(points, dtype=torch.float64, device=logits.device)
+    finite = torch.isfinite(relative.sum(dim=-1)).tolist()
+    tokens = find(relative, at)[:, 0].tolist()
     return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
+
+
+def find(relative: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """The first token up to which the weights sum to more than the share `at` of their whole.
+
+    relative [rows, vocab] float32, none below 0; at [rows, 1] float64 in [0, 1). Returns [rows, 1].
+    A running sum over the vocabulary in double precision is the dearest part of a draw, so it is
+    taken over blocks, and then inside one.
+    """
+    spare = -relative.shape[1] % _BLOCK
+    blocks = torch.nn.functional.pad(relative, (0, spare)).unflatten(1, (-1, _BLOCK)).double()
+    sums = blocks.sum(dim=-1).cumsum(dim=-1)  # [rows, blocks]
+    goal = at * sums[:, -1:]
+    block = torch.searchsorted(sums, goal, right=True).clamp(max=sums.shape[1] - 1)
+    before = torch.nn.functional.pad(sums, (1, 0)).gather(1, block)
+    inside = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]].cumsum(dim=-1)
+    # The two ways to sum may differ in the last bit: never go past the block's last weight.
+    last = torch.nextafter(inside[:, -1:], torch.zeros_like(goal))
+    token = torch.searchsorted(inside, torch.minimum(goal - before, last), right=True)
+    return block * _BLOCK + token
 
 
 def _keep_top_k(scores: torch.Tensor, rules: Rows[Sampling]) -> None:
@@ -108,10 +130,13 @@ def _keep_top_p(scores: torch.Tensor, rules: Rows[Sampling]) -> None:
     mine = scores[rows]
     wanted = _column([rules[row].top_p for row in rows], mine).double()
     wanted = wanted * mine.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
-    least, reached = _floor(mine, wanted, min(_HEAD, mine.shape[1]))
-    if not bool(reached.all()):
-        left = (~reached).nonzero()[:, 0]
-        least[left], _ = _floor(mine[left], wanted[left], mine.shape[1])
+    vocabulary = mine.shape[1]
+    head = min(_HEAD, vocabulary)
+    least, enough = _floor(mine, wanted, head)
+    while head < vocabulary and not bool(enough.all()):
+        head = min(head * _MORE, vocabulary)
+        left = (~enough).nonzero()[:, 0]
+        least[left], enough[left] = _floor(mine[left], wanted[left], head)
     scores[rows] = mine.masked_fill(mine < least, -torch.inf)
 
 

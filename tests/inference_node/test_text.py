@@ -169,6 +169,35 @@ def test_stop_strings_end_the_answer_at_the_same_place_however_text_is_cut(
     assert stopped(stops, pieces) == oracle(stops, "".join(pieces))
 
 
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.lists(st.tuples(st.text("ab", max_size=4), st.booleans()), max_size=10),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_stop_string_that_is_not_heeded_is_text_and_the_next_one_is_found(
+    stops: list[str], pieces: list[tuple[str, bool]]
+) -> None:
+    matcher, text, matched = StopMatcher(stops), "", None
+    for piece, heed in pieces:
+        scan = matcher.feed(piece, heed=heed)
+        text, matched = text + scan.emit, scan.matched
+        if matched is not None:
+            break
+    heeded = [heed for piece, heed in pieces for _ in piece]
+    whole = "".join(piece for piece, _ in pieces)
+    for end in range(1, len(whole) + 1):
+        ending = [stop for stop in stops if whole[:end].endswith(stop)]
+        if ending and heeded[end - 1]:
+            longest = max(ending, key=len)
+            assert matched == longest
+            # What was handed out before it was heeded cannot be taken back.
+            assert whole.startswith(text)
+            assert len(text) >= end - len(longest)
+            return
+    assert matched is None
+    assert text + matcher.flush() == whole
+
+
 def test_nothing_that_could_begin_a_stop_string_is_handed_out() -> None:
     matcher = StopMatcher(["\n\nUser:"])
     assert matcher.feed("Fine.\n").emit == "Fine."

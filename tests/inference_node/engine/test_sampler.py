@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from inference_node.engine import sampler as sampler_module
-from inference_node.engine.sampler import sample, uniform, weights
+from inference_node.engine.sampler import find, sample, uniform, weights
 from inference_node.engine.sequence import Sequence
 from inference_node.request import Sampling
 from tests.inference_node.engine.sequences import make_sequence
@@ -135,6 +135,20 @@ def test_control_one_generator_for_the_whole_batch_is_not_reproducible(
     seed_one_generator()
     again, neighbour = drawing(11), drawing(12)
     assert [sample(torch.stack([row, row]), [neighbour, again])[1] for row in steps] != expected
+
+
+@pytest.mark.parametrize("vocabulary", [1, 40, 256, 257, 1000])
+def test_a_draw_finds_the_token_that_a_running_sum_would(vocabulary: int) -> None:
+    chance = torch.Generator().manual_seed(vocabulary)
+    relative = torch.rand(300, vocabulary, generator=chance)
+    relative[torch.rand(relative.shape, generator=chance) < 0.7] = 0
+    relative[:, vocabulary // 2] = 1
+    at = torch.rand(300, 1, generator=chance, dtype=torch.float64)
+    at[0], at[1] = 0, 1 - 2.0**-48
+    found = find(relative, at)
+    sums = relative.double().cumsum(dim=-1)
+    assert torch.equal(found, torch.searchsorted(sums, at * sums[:, -1:], right=True))
+    assert bool((relative.gather(1, found) > 0).all())
 
 
 def test_draws_are_numbers_of_the_seed_and_the_place_that_no_release_may_change() -> None:

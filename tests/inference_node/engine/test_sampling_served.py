@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapter_store.memory import MemoryStore
+from inference_node.config import EngineConfig
 from inference_node.engine.prefix import PrefixNames
 from inference_node.request import (
     Delta,
@@ -22,7 +24,7 @@ from inference_node.request import (
 )
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.engine.oracle import Oracle
-from tests.inference_node.harness import Answer, Node
+from tests.inference_node.harness import Answer, Node, start_node
 
 WARM = Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.2, seed=7)
 PROMPT = list(range(300, 340))
@@ -57,6 +59,20 @@ def test_a_seed_gives_the_same_answer_alone_in_a_batch_of_16_and_in_any_order(
         for other in (*first, *rest):
             assert other.completed
     node.settle()
+
+
+@pytest.mark.model
+def test_the_real_base_answers_a_seed_alike_alone_and_in_a_batch_of_16(default_base: Path) -> None:
+    config = EngineConfig(base_model=str(default_base), linears="dense", dtype="float32")
+    node = start_node(config, MemoryStore())
+    try:
+        alone = seeded(node).tokens
+        others = crowd(node, 15, tokens=24)
+        assert seeded(node).tokens == alone
+        for other in others:
+            assert other.completed
+    finally:
+        node.close()
 
 
 def preempted(node: Node, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[str]]:
