@@ -123,7 +123,8 @@ class Examination:
         for head in listed(self._store, layout.pins_prefix(self._tenant)):
             try:
                 pin = decode_pin(self._store.get(head.key))
-                if layout.pin_key(self._tenant, pin.adapter, pin.vdig) != head.key:
+                own = layout.version_pins_prefix(self._tenant, pin.adapter, pin.vdig)
+                if not head.key.startswith(own):
                     raise IntegrityError("it is the pin of another version")
             except NotFound:
                 continue

@@ -122,8 +122,13 @@ def pins_prefix(tenant: str) -> str:
     return f"{tenant_prefix(tenant)}pin/"
 
 
-def pin_key(tenant: str, adapter: str, vdig: str) -> str:
-    return f"{pins_prefix(tenant)}{check_id('adapter', adapter)}/{check_digest(vdig)}"
+def version_pins_prefix(tenant: str, adapter: str, vdig: str) -> str:
+    """Where the pins of one version lie: one for each time that it was pinned."""
+    return f"{pins_prefix(tenant)}{check_id('adapter', adapter)}/{check_digest(vdig)}."
+
+
+def pin_key(tenant: str, adapter: str, vdig: str, pin_id: str) -> str:
+    return f"{version_pins_prefix(tenant, adapter, vdig)}{check_txid(pin_id)}"
 
 
 def checks_prefix() -> str:

@@ -185,7 +185,12 @@ def spec_of(config: Any) -> LoraSpec:
 def strict_json(body: bytes, what: str) -> Any:
     """Decode UTF-8 JSON without duplicate keys or NaN. Raises InvalidAdapter naming `what`."""
     try:
-        return json.loads(body.decode(), object_pairs_hook=_no_twins, parse_constant=_no_constant)
+        return json.loads(
+            body.decode(),
+            object_pairs_hook=_no_twins,
+            parse_constant=_no_constant,
+            parse_int=_integer,
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(f"{what} is not strict JSON: {error}") from error
 
@@ -195,6 +200,13 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError("a key appears twice")
     return value
+
+
+def _integer(text: str) -> int:
+    # Other readers take -0 for a floating point number.
+    if text == "-0":
+        raise ValueError("-0 is no integer")
+    return int(text)
 
 
 def _no_constant(name: str) -> Any:

@@ -190,7 +190,7 @@ def test_nothing_is_collected_while_something_is_damaged(folder: str) -> None:
     publish(store, 2)
     key = {
         "txn": layout.intent_key(TENANT, "a" * 32, 1),
-        "pin": layout.pin_key(TENANT, ADAPTER, "a" * 64),
+        "pin": layout.pin_key(TENANT, ADAPTER, "a" * 64, "b" * 32),
         "gc": layout.plan_key(TENANT, "a" * 32),
         "log": layout.log_key(TENANT, ADAPTER, 3),
     }[folder]

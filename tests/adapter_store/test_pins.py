@@ -100,6 +100,33 @@ def test_a_pin_whose_answer_was_lost_is_made_once() -> None:
         assert len(everything(store, "pin")) == 1
 
 
+class Overtaken(MemoryStore):
+    """While somebody takes a pin back that came too late, another pins the version in time."""
+
+    plan = ""
+
+    def delete(self, key: str) -> None:
+        if "/pin/" in key and self.plan:
+            plan, self.plan = self.plan, ""
+            super().delete(plan)
+            pin(self, version(self, "v1"))
+        super().delete(key)
+
+
+def test_a_pin_that_came_too_late_takes_nobody_elses_away() -> None:
+    store = Overtaken()
+    publish(store, 1)
+    publish(store, 2)
+    old = version(store, "v1")
+    store.plan = layout.plan_key(TENANT, "e" * 32)
+    store.put_new(store.plan, Plan((old.version.files[1].chunks[0].key,)).encode())
+    with pytest.raises(NotFound, match="no longer kept"):
+        pin(store, old)
+    assert [made.vdig for made in pins_of(store, TENANT)] == [old.version.vdig]
+    collect(store)
+    assert kept_seeds(store) == {1, 2}
+
+
 def acknowledged_pin(store: ObjectStore) -> None:
     pin(store, version(store, "v1"))
     # Said aloud in the store, so that the search sees it.

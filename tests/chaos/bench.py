@@ -16,7 +16,7 @@ from adapter_store.redis_client import open_redis
 from adapter_store.s3 import S3Store
 from adapter_store.settings import Endpoints
 from tests.conftest import open_endpoint, remove_bucket
-from tests.named_services import named_or, new_bucket
+from tests.named_services import named_or, named_s3, new_bucket
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,9 @@ class Bench:
         try:
             yield own
         finally:
-            remove_bucket(store)
+            # Services that were started for this row go with all that is in them.
+            if named_s3(os.environ) is not None:
+                remove_bucket(store)
 
     @contextlib.contextmanager
     def store(self) -> Iterator[S3Store]:

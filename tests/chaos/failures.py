@@ -272,7 +272,8 @@ class Lane:
             store, [operation.after] if landed else untouched, "after the swallowed request arrived"
         )
         called_off = faulty.txids[-1:] if operation.commits and not landed else []
-        wrong += broken_promises(store, failed_txids=called_off)
+        if landed or operation.before != View():
+            wrong += broken_promises(store, failed_txids=called_off)
         if not wrong:
             wrong += self._again(operation, store, root, late)
         return Played(wrong, ended)

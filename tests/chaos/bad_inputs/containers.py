@@ -46,6 +46,7 @@ FILES: tuple[tuple[str, bytes, str], ...] = (
     ("header a list", raw_header(b"[]"), "not a JSON object"),
     ("header null", raw_header(b"null"), "not a JSON object"),
     ("NaN in the header", entry('{"dtype":"F32","shape":[NaN,1],"data_offsets":[0,4]}'), "NaN is"),
+    ("an offset of -0", entry(ONE.replace("[0,4]", "[-0,4]")), "-0 is no integer"),
     ("a number of 5,000 digits", entry("9" * 5000), "not strict JSON"),
     ("a tensor twice", raw_header(f'{{"a":{ONE},"a":{ONE}}}'.encode(), data=b"\0" * 4), "twice"),
     ("a field twice", entry(ONE.replace("{", '{"dtype":"F32",')), "twice"),

@@ -45,7 +45,7 @@ class Pinners:
 
         def act(store: Connection) -> None:
             found = Reader(store, parallel=1).resolve(AdapterRef(TENANT, adapter, vdig=digest))
-            pin(store, found, sleep=self._world.sleep)
+            pin(store, found, sleep=self._world.sleep, new_id=self._new_id)
             if self._ended[name] == before and not self._open[name]:
                 keys = frozenset(chunk.key for chunk in chunks_of([found.version]))
                 self._world.ledger.promise(name, keys)
@@ -64,6 +64,9 @@ class Pinners:
             self._open[name] -= 1
 
         self._start("unpin", name, act)
+
+    def _new_id(self) -> str:
+        return f"{self._world.random.getrandbits(128):032x}"
 
     def _start(self, verb: str, name: str, act: Callable[[Connection], None]) -> None:
         world = self._world
