@@ -92,7 +92,7 @@ def open_endpoint(endpoints: Endpoints) -> S3Store:
 
 
 def remove_bucket(store: S3Store) -> None:
-    while keys := store.list("").keys:
+    while keys := store.list("", limit=100).keys:
         store._client.delete_objects(
             Bucket=store.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
         )
