@@ -16,6 +16,8 @@ UNKNOWN = "yak"
 BASE = "ba5e" * 16
 CONTENTS = 4
 SPEC = LoraSpec(rank=4, alpha=8, use_rslora=False, target_modules=("q_proj",))
+CARD = {"model.layers.0.self_attn.q_proj": (8, 8)}
+"""What the base of every node can adapt."""
 
 
 @cache

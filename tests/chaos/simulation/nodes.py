@@ -26,11 +26,19 @@ from inference_node.adapters.slots import Entry, PageAllocator, Resident, SlotTa
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.admission import Admission
 from inference_node.engine.sequence import Sequence
-from inference_node.errors import AdapterCorrupt, EngineFailure, NodeError
+from inference_node.errors import AdapterCorrupt, AdapterIncompatible, EngineFailure, NodeError
 from inference_node.request import Request
 from tests.chaos.simulation.baton import Process
 from tests.chaos.simulation.connection import Connection
-from tests.chaos.simulation.contents import ADAPTERS, BASE, SPEC, TENANT, UNKNOWN, weights_by_vdig
+from tests.chaos.simulation.contents import (
+    ADAPTERS,
+    BASE,
+    CARD,
+    SPEC,
+    TENANT,
+    UNKNOWN,
+    weights_by_vdig,
+)
 from tests.chaos.simulation.coordination import Redis, SimulatedHints
 from tests.chaos.simulation.faults import Fault
 from tests.chaos.simulation.world import World
@@ -113,7 +121,7 @@ class Node:
         self.slots = SlotTable(self.pool.allocator)
         self.loader = Loader(
             self.reader,
-            modules=cast(Any, SimpleNamespace(modules=dict)),
+            modules=cast(Any, SimpleNamespace(modules=lambda: CARD)),
             pool=cast(AdapterPool, self.pool),
             base_fingerprint=BASE,
             dtype=torch.float32,
@@ -255,7 +263,7 @@ class Node:
     def _on_fail(self, sequence: Sequence, error: NodeError) -> None:
         self.waiting.remove(sequence)
         self.world.tally.outcomes[f"refused: {type(error).__name__}"] += 1
-        if isinstance(error, AdapterCorrupt | EngineFailure):
+        if isinstance(error, AdapterCorrupt | AdapterIncompatible | EngineFailure):
             self.world.violated(f"{self.process.name}: {sequence.request.adapter} fails: {error!r}")
 
 
