@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -21,6 +22,15 @@ from adapter_store.settings import Endpoints
 from tests.named_services import S3_ENDPOINT, named_or, new_bucket
 
 _databases = itertools.cycle(range(1, 16))
+
+
+def pytest_configure() -> None:
+    """Interrupts reach the programs under test, also where the suite runs in the background.
+
+    A shell starts background jobs with SIGINT ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
