@@ -1,8 +1,11 @@
-"""Chunks already fetched, kept in a folder under their sha256.
+"""Chunks already fetched, kept in a folder under their sha256 and whose they are.
 
 The cache is never needed: whatever goes wrong in the folder costs a fetch, not an answer. Bytes
 are hashed again on every read, so a damaged entry is dropped instead of served. Several processes
 may share one folder: entries appear by rename, and an entry that vanished is a miss.
+
+Equal content of two owners is kept twice: else how long a fetch takes would tell one tenant what
+another one has.
 """
 
 from __future__ import annotations
@@ -65,9 +68,9 @@ class ContentCache:
         with self._lock:
             return CacheStats(**self._counts)
 
-    def get(self, sha256: str) -> bytes | None:
-        """The content with this digest, checked, or None."""
-        path = self._path(sha256)
+    def get(self, sha256: str, *, owner: str = "") -> bytes | None:
+        """The content with this digest that was put for this owner, checked, or None."""
+        path = self._path(sha256, owner)
         try:
             body = path.read_bytes()
             os.utime(path)
@@ -82,12 +85,12 @@ class ContentCache:
         self._count("hits")
         return body
 
-    def put(self, sha256: str, body: bytes) -> bool:
+    def put(self, sha256: str, body: bytes, *, owner: str = "") -> bool:
         """Keep `body`, whose digest the caller has checked. False when it could not be kept."""
-        path = self._path(sha256)
+        path = self._path(sha256, owner)
         if len(body) > self._budget:
             return False
-        temporary = path.with_name(f".{sha256}.{secrets.token_hex(8)}")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "xb") as file:
@@ -110,8 +113,11 @@ class ContentCache:
                 self._evict()
         return True
 
-    def _path(self, sha256: str) -> Path:
-        return self._folder / check_digest(sha256)[:2] / sha256
+    def _path(self, sha256: str, owner: str) -> Path:
+        name = check_digest(sha256)
+        if owner:
+            name = hashlib.sha256(f"{owner}\0{sha256}".encode()).hexdigest()
+        return self._folder / name[:2] / name
 
     def _count(self, what: str) -> None:
         with self._lock:

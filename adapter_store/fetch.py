@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, repeat
 
 from adapter_store.cache import ContentCache
 from adapter_store.errors import IntegrityError
@@ -25,27 +25,29 @@ class Fetcher:
         self._cache = cache
         self._parallel = parallel
 
-    def fetch(self, version: VersionRef) -> dict[str, bytes]:
+    def fetch(self, tenant: str, version: VersionRef) -> dict[str, bytes]:
         """Every file by name; the caller has checked the plan of its chunks.
+
+        What the cache holds for another tenant is not found, be it equal.
 
         Raises IntegrityError for a chunk that comes damaged twice, NotFound for one that is gone,
         StoreUnavailable, StoreRefused.
         """
         chunks = [chunk for file in version.files for chunk in file.chunks]
-        with contextlib.closing(self._bodies(chunks)) as bodies:
+        with contextlib.closing(self._bodies(tenant, chunks)) as bodies:
             return {file.name: _assemble(file, bodies) for file in version.files}
 
-    def _bodies(self, chunks: list[Chunk]) -> Generator[bytes]:
+    def _bodies(self, tenant: str, chunks: list[Chunk]) -> Generator[bytes]:
         """In order, each as soon as it is there; later ones are on their way meanwhile."""
         threads = min(self._parallel, len(chunks))
         if threads < 2:
-            yield from map(self._chunk, chunks)
+            yield from map(self._chunk, repeat(tenant), chunks)
             return
         with ThreadPoolExecutor(threads, "fetch") as pool:
-            yield from pool.map(self._chunk, chunks)
+            yield from pool.map(self._chunk, repeat(tenant), chunks)
 
-    def _chunk(self, chunk: Chunk) -> bytes:
-        cached = self._cache.get(chunk.sha256) if self._cache else None
+    def _chunk(self, tenant: str, chunk: Chunk) -> bytes:
+        cached = self._cache.get(chunk.sha256, owner=tenant) if self._cache else None
         if cached is not None:
             return cached
         body = self._verified(chunk) or self._verified(chunk)
@@ -55,7 +57,7 @@ class Fetcher:
                 hint="publish this version again; its stored bytes are not what was sent",
             )
         if self._cache:
-            self._cache.put(chunk.sha256, body)
+            self._cache.put(chunk.sha256, body, owner=tenant)
         return body
 
     def _verified(self, chunk: Chunk) -> bytes | None:

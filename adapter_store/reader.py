@@ -240,7 +240,7 @@ class Reader:
         """
         check_plan(tenant, version)
         try:
-            return self._fetcher.fetch(version)
+            return self._fetcher.fetch(tenant, version)
         except NotFound as error:
             raise self._gone(tenant, adapter, version) from error
 

@@ -306,6 +306,27 @@ def test_cached_chunks_cost_no_requests(store: MemoryStore, tmp_path: Path) -> N
     assert metered.requests == before
 
 
+def test_what_one_tenant_had_cached_costs_another_the_same_requests_as_anything_new(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    """Else a tenant that publishes a guess learns by the clock that another one has it."""
+
+    def requests_of(reader: Reader, metered: MeteredStore, tenant: str) -> int:
+        version = reader.resolve(parse_ref(ADAPTER, tenant=tenant)).version
+        before = metered.requests
+        assert reader.fetch(tenant, version) == dict(adapter(1).files)
+        return metered.requests - before
+
+    for tenant in (TENANT, "other"):
+        publisher(store).publish(tenant, ADAPTER, adapter(1))
+    metered = MeteredStore(store)
+    reader = Reader(metered, cache=ContentCache(tmp_path, budget_bytes=10**6))
+    first = requests_of(reader, metered, TENANT)
+    assert first > 0
+    assert requests_of(reader, metered, "other") == first
+    assert requests_of(reader, metered, TENANT) == requests_of(reader, metered, "other") == 0
+
+
 def test_a_gone_chunk_of_the_current_version_is_corruption_and_of_an_old_one_is_expiry(
     store: MemoryStore,
 ) -> None:
