@@ -41,6 +41,7 @@ ROWS = (
     Entry("T7", "killed_store", "kill -9 of the store in a stream of publishes", 2.0, short=0.04),
     Entry("T8", "redis_conditions", "Redis in six troubles", 3.0, short=0.04),
     Entry("T9", "propagation", "propagation to three nodes", 3.0, short=0.04, alone=True),
+    Entry("T12", "isolation", "isolation of tenants and versions", 1.0, short=0.0, alone=True),
     Entry(
         "T13",
         "refused",
