@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from inference_node.config import EngineConfig
 from inference_node.errors import BadConfiguration, BaseModelUnavailable, UnsupportedModel
 from inference_node.kernels.quant4 import multiplies_bfloat16
+from inference_node.model.trace import Traced, trace
 
 ATTENTION = "lorapool_paged"
 QUANTISATION = {"type": "nf4", "block": 64, "double": False}
@@ -44,6 +45,7 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     max_context: int
+    traced: Traced
 
 
 def choose_device(config: EngineConfig) -> torch.device:
@@ -72,6 +74,7 @@ def load_base(config: EngineConfig) -> Base:
     dtype = choose_dtype(config, device)
     folder = checkpoint_folder(config.base_model)
     settings = read_settings(folder)
+    traced = trace(settings)
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -97,6 +100,7 @@ def load_base(config: EngineConfig) -> Base:
         device=device,
         dtype=dtype,
         max_context=min(config.max_context, settings.max_position_embeddings),
+        traced=traced,
     )
 
 

@@ -27,7 +27,7 @@ from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import ATTENTION, Base
 from inference_node.model.fused import FusedLayers, fuse
 from inference_node.model.layers import LoraGroup, LoraLinear, StepLora
-from inference_node.model.trace import AttentionRule, trace
+from inference_node.model.trace import AttentionRule
 
 
 class _PagedCache:
@@ -75,14 +75,13 @@ class Decoder:
     def __init__(self, base: Base, *, linears: str = "nf4", backend: Backend = REFERENCE) -> None:
         self.base = base
         self.backend = backend
-        traced = trace(base.model.config)
-        self.module_map = traced.modules
+        self.module_map = base.traced.modules
         self._step = StepLora(backend)
-        self._cache = _PagedCache(backend.decode_attention, traced.attention)
+        self._cache = _PagedCache(backend.decode_attention, base.traced.attention)
         self.base_bytes_bf16 = _bf16_bytes(base.model)
         self._replace_linears("nf4" if linears == "auto" else linears)
         self._fused: FusedLayers | None = None
-        for rule in traced.attention:
+        for rule in base.traced.attention:
             base.model.get_submodule(rule.path).lorapool_cache = self._cache
 
     @property

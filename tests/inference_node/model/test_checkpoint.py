@@ -24,6 +24,7 @@ from transformers import (
     Qwen2Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
+    StableLmConfig,
     T5Config,
 )
 
@@ -275,6 +276,15 @@ def test_a_folder_that_is_no_checkpoint_is_told_from_one_that_is_not_supported(
     MixtralConfig().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel):
         read_settings(tmp_path)
+
+
+def test_a_model_that_cannot_be_served_is_refused_before_its_weights_are_looked_for(
+    tmp_path: Path,
+) -> None:
+    StableLmConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    with pytest.raises(UnsupportedModel, match="StableLmForCausalLM has no pluggable attention"):
+        load_base(EngineConfig(base_model=str(tmp_path), dtype="float32"))
 
 
 def test_a_folder_is_taken_as_it_is_and_any_other_name_is_a_model_id(
