@@ -52,8 +52,8 @@ class EngineConfig:
     poll_seconds: float = 30.0
     """How often a resident adapter's log is checked while the hint stream is healthy."""
     poll_seconds_without_hints: float = 5.0
-    page_wait_seconds: float = 2.0
-    """Versions that wait longer for pages that requests hold have some of those drained."""
+    page_wait_seconds: float = 1.0
+    """For versions that wait longer for pages that requests hold, others make way, by turns."""
     max_staleness: float = 60.0
     """A name checked against the store longer ago than this is checked again at admission."""
 

@@ -200,6 +200,10 @@ class Loader:
         """The engine took the answer of `prepare`: the next one starts anew. Engine thread only."""
         self._in_flight.discard(key)
 
+    def on_host(self, key: VersionKey) -> HostAdapter | None:
+        """The version as it would be copied to the device, if the host has kept it."""
+        return self._host.get(key)
+
     def fill(self, staged: Resident, host: HostAdapter) -> None:
         """Copy a version into its pages; posts Filled or Unfilled."""
         self._workers.submit(self._fill, staged, host)

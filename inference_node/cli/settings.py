@@ -74,7 +74,7 @@ class NodeSettings(BaseSettings):
     poll_seconds: float = Field(default=_ENGINE.poll_seconds, gt=0)
     poll_seconds_without_hints: float = Field(default=_ENGINE.poll_seconds_without_hints, gt=0)
     page_wait_seconds: float = Field(default=_ENGINE.page_wait_seconds, ge=0)
-    """Versions that wait longer for pages that requests hold have some of those drained."""
+    """For versions that wait longer for pages that requests hold, others make way, by turns."""
     max_staleness: float = Field(default=_ENGINE.max_staleness, ge=0)
     max_request_seconds: float = Field(default=_SERVER.max_request_seconds, gt=0)
     drain_delay: float = Field(default=_SERVER.drain_delay, ge=0)

@@ -8,7 +8,7 @@ a request that carries `min_generation` waits for it instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from adapter_store.errors import InvalidName
@@ -30,6 +30,7 @@ from inference_node.adapters.loader import (
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Entry, Resident, SlotTable, VersionKey
 from inference_node.adapters.weights import HostAdapter
+from inference_node.engine.relief import make_way
 from inference_node.engine.sequence import Phase, Sequence
 from inference_node.errors import (
     AdapterCorrupt,
@@ -46,7 +47,6 @@ log = logging.getLogger(__name__)
 class _Wanted:
     """A version on its way to the device, and who waits for it."""
 
-    target: Target
     waiters: list[Sequence] = field(default_factory=list)
     names: list[Entry] = field(default_factory=list)
     """Entries to serve under their bare name once the version is resident."""
@@ -69,12 +69,12 @@ class Admission:
         fail: Callable[[Sequence, NodeError], None],
         clock: Callable[[], float],
         max_staleness: float,
-        page_wait: float = 2.0,
+        page_wait: float = 1.0,
     ) -> None:
         """`ready` is told of each request that holds its lease, `fail` of each that never will.
 
         `page_wait` is how long a version waits for pages that requests hold before one of those
-        is drained, in seconds.
+        makes way, in seconds.
         """
         self._slots = slots
         self._pool = pool
@@ -129,12 +129,12 @@ class Admission:
             sequence.lease = None
             self._stage_waiting()
 
-    def relieve(self, work_left: Callable[[], Mapping[Resident, int]]) -> None:
-        """Bound the wait for pages: drain what has the least work left until who waits has room.
+    def relieve(self, requests: Collection[Sequence], take_off: Callable[[Sequence], None]) -> None:
+        """Bound the wait for pages: versions that others have waited for too long make way.
 
-        `work_left` gives the tokens that requests still want of each version they hold. The next
-        request for a drained version has its name looked up again and waits for pages in its turn;
-        it may be drained once it has been there as long as others wait.
+        `requests` are all there are, `take_off` ends the running of one of them for now. Requests
+        for a version that made way go on where they were once it is back, in its turn, and new ones
+        wait with them. One whose bytes are not on the host any more runs to its end first.
         """
         before = self._clock() - self._page_wait
         starving = [
@@ -144,25 +144,36 @@ class Admission:
         ]
         if not starving:
             return
-        # May be more than the pool holds: then all that had its turn makes room.
-        wanted = [sum(pages) for pages in zip(*starving, strict=True)]
-        left: Mapping[Resident, int] = {}
-        drained = False
-        while any(short := self._slots.shortfall(wanted)):
-            of_use = [
-                resident
-                for resident in self._slots.drainable(before)
-                if any(lack and had for lack, had in zip(short, resident.pages, strict=True))
-            ]
-            if not of_use:
-                break
-            left = left or work_left()
-            least = min(of_use, key=lambda r: (left.get(r, 0), r.last_used))
-            log.debug("%s is drained: others have waited for its pages", least.key)
-            self._slots.drain(least.key)
-            drained = True
+        names = [self._slots.serving(*name) for name in self._slots.served_names()]
+        drained = make_way(self._slots, starving, before, requests)
+        for resident in drained:
+            log.debug("%s makes way: others have waited for its pages", resident.key)
+            served = [entry for entry in names if entry is not None and entry.key == resident.key]
+            holders = [sequence for sequence in requests if sequence.lease is resident]
+            self._pause(resident, holders, served, take_off)
         if drained:
             self._watch_names()
+            self._stage_waiting()
+
+    def _pause(
+        self,
+        resident: Resident,
+        holders: list[Sequence],
+        served: list[Entry],
+        take_off: Callable[[Sequence], None],
+    ) -> None:
+        """Let the requests of a draining version wait for it; its host copy is theirs meanwhile."""
+        host = self._loader.on_host(resident.key)
+        if host is None:
+            return
+        wanted = _Wanted(names=served, host=host, ready_at=self._clock())
+        self._wanted[resident.key] = wanted
+        for sequence in holders:
+            take_off(sequence)
+            sequence.phase = Phase.LOADING
+            sequence.lease = None
+            self._slots.release(resident)
+            wanted.waiters.append(sequence)
 
     def on_event(self, event: LoaderEvent) -> None:
         """Act on what a worker thread reports."""
@@ -256,7 +267,7 @@ class Admission:
         key = target.entry.key
         wanted = self._wanted.get(key)
         if wanted is None:
-            wanted = self._wanted[key] = _Wanted(target)
+            wanted = self._wanted[key] = _Wanted()
             self._loader.prepare(target)
         return wanted
 

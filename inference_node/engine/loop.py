@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from adapter_store.record import BaseCard
 from inference_node.adapters.loader import Loader, LoaderEvent, Watcher
-from inference_node.adapters.slots import Resident, SlotTable
+from inference_node.adapters.slots import SlotTable
 from inference_node.engine.admission import Admission
 from inference_node.engine.deadlines import Deadlines
 from inference_node.engine.runner import Drawn, Runner
@@ -248,7 +248,7 @@ class EngineLoop:
         """Take news, expire, run one step. True when nothing could run."""
         self._receive(block=False)
         self._expire()
-        self._admission.relieve(self._work_left)
+        self._admission.relieve(self._active.values(), self._scheduler.remove)
         step = self._scheduler.schedule()
         if step is None:
             return True
@@ -298,17 +298,10 @@ class EngineLoop:
             self._admission.begin(sequence)
 
     def _on_ready(self, sequence: Sequence) -> None:
-        sequence.ready_at = self._clock()
-        self._tell(sequence, Started(sequence.served))
+        if not sequence.ready_at:
+            sequence.ready_at = self._clock()
+            self._tell(sequence, Started(sequence.served))
         self._scheduler.add(sequence)
-
-    def _work_left(self) -> dict[Resident, int]:
-        """Tokens that requests still want of each version they hold."""
-        left: dict[Resident, int] = {}
-        for sequence in self._active.values():
-            if sequence.lease is not None:
-                left[sequence.lease] = left.get(sequence.lease, 0) + sequence.remaining
-        return left
 
     def _expire(self) -> None:
         for sequence in self._deadlines.passed(self._clock()):
@@ -375,7 +368,7 @@ class EngineLoop:
         if sequence.phase is Phase.DONE:
             return
         waiting_for = self._admission.withdraw(sequence)
-        if waiting_for is not None and isinstance(error, DeadlineExpired):
+        if waiting_for and isinstance(error, DeadlineExpired) and not sequence.produced:
             error = waiting_for
         self._end(sequence, Failed(error, sequence.served if sequence.entry else None))
 
