@@ -219,8 +219,8 @@ def _filling_nothing() -> list[mock._patch[object]]:
 
 
 def _writing_in_place() -> list[mock._patch[object]]:
-    def put(self: ContentCache, sha256: str, body: bytes) -> bool:
-        path = self._path(sha256)
+    def put(self: ContentCache, sha256: str, body: bytes, *, owner: str = "") -> bool:
+        path = self._path(sha256, owner)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
             file.write(body[: len(body) // 2])
@@ -229,8 +229,8 @@ def _writing_in_place() -> list[mock._patch[object]]:
             file.write(body[len(body) // 2 :])
         return True
 
-    def get(self: ContentCache, sha256: str) -> bytes | None:
-        path = self._path(sha256)
+    def get(self: ContentCache, sha256: str, *, owner: str = "") -> bytes | None:
+        path = self._path(sha256, owner)
         return path.read_bytes() if path.exists() else None
 
     return [mock.patch.object(cache.ContentCache, "put", put),
