@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
 from adapter_store.record import FileEntry, VersionRef
 from adapter_store.validate import check_content, check_sizes, largest_rank
+from inference_node.adapters.host_tier import HostTier
 from inference_node.adapters.outcomes import as_node_error, is_permanent
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Entry, Resident, VersionKey
@@ -120,33 +120,6 @@ class Hints(Protocol):
         ...
 
     def poll(self, timeout_s: float, /) -> Sequence[Hint]: ...
-
-
-class HostTier:
-    """Verified adapters on the host, least recently used out first, within a byte budget."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._kept: OrderedDict[VersionKey, HostAdapter] = OrderedDict()
-        self._lock = threading.Lock()
-        self.bytes = 0
-
-    def get(self, key: VersionKey) -> HostAdapter | None:
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
-
-    def put(self, key: VersionKey, host: HostAdapter) -> None:
-        with self._lock:
-            if key in self._kept or host.bytes > self._budget:
-                return
-            self._kept[key] = host
-            self.bytes += host.bytes
-            while self.bytes > self._budget:
-                _, dropped = self._kept.popitem(last=False)
-                self.bytes -= dropped.bytes
 
 
 class Loader:

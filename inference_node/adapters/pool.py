@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from inference_node.adapters.slots import PageAllocator, Resident
+from inference_node.adapters.pages import PageAllocator
+from inference_node.adapters.slots import Resident
 from inference_node.adapters.weights import HostAdapter
 from inference_node.kernels.lora import GroupPool, ModuleMap, SlotPages
 

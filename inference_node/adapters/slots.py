@@ -7,6 +7,11 @@ never reach another version's. Invariants, checked by `check_integrity`:
     pages of all residents + free pages = all pages, in every group, no page twice
     a name serves only a version that is wholly resident
     a leased version keeps its pages, whatever is published, superseded or evicted
+    a pinned version is neither evicted nor drained to make room
+
+What is evicted to make room, and in which order, is `recency.py`'s choice among what is idle. A
+headroom, by default as large as the largest version so far, is kept from newcomers for the next
+version of a name that is served: of what idles or is free they leave that much.
 """
 
 from __future__ import annotations
@@ -14,6 +19,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+
+from inference_node.adapters.pages import PageAllocator
+from inference_node.adapters.recency import Recency
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,8 @@ class Residency(Enum):
     DRAINING = "draining"
     """No new lease; freed when the last one is dropped."""
     FREED = "freed"
+    CONDEMNED = "condemned"
+    """Its pages could not be wiped after a failed copy: nobody gets them again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,46 +70,10 @@ class Resident:
     last_used: int = 0
     since: float = 0.0
     """When requests could first hold it, on the engine's clock."""
+    used: bool = False
+    """Whether any request ever held it."""
     superseded: bool = False
     """A newer version serves the name: first to go when pages are needed."""
-
-
-class PageAllocator:
-    """Page numbers of every group. Page 0 of each group is all zeros and never handed out."""
-
-    def __init__(self, pages: Sequence[int]) -> None:
-        """`pages[g]` pages may be handed out in group g: numbers 1 to pages[g]."""
-        self.total = tuple(pages)
-        self._free = [list(range(count, 0, -1)) for count in pages]
-
-    @property
-    def free(self) -> tuple[int, ...]:
-        return tuple(len(group) for group in self._free)
-
-    def fits_empty(self, wanted: Sequence[int]) -> bool:
-        """Whether `wanted` pages per group could ever be had."""
-        return all(want <= total for want, total in zip(wanted, self.total, strict=True))
-
-    def can_allocate(self, wanted: Sequence[int]) -> bool:
-        return all(want <= have for want, have in zip(wanted, self.free, strict=True))
-
-    def allocate(self, wanted: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """All of them at once. Call only after `can_allocate`."""
-        assert self.can_allocate(wanted)
-        return tuple(
-            tuple(group.pop() for _ in range(want))
-            for group, want in zip(self._free, wanted, strict=True)
-        )
-
-    def release(self, pages: Sequence[Sequence[int]]) -> None:
-        for group, returned in zip(self._free, pages, strict=True):
-            group.extend(reversed(returned))
-
-    def check_integrity(self, held: Sequence[Sequence[int]]) -> None:
-        """`held[g]` are the pages in use in group g: with the free ones, each exactly once."""
-        for group, (free, used) in enumerate(zip(self._free, held, strict=True)):
-            everything = sorted([*free, *used])
-            assert everything == list(range(1, self.total[group] + 1)), f"group {group} pages"
 
 
 @dataclass(slots=True)
@@ -107,13 +81,24 @@ class SlotTable:
     """Residents, leases and what names serve."""
 
     allocator: PageAllocator
+    headroom: Sequence[int] | None = None
+    """Pages of each group that newcomers leave; None: as many as the largest version so far."""
     _residents: dict[VersionKey, Resident] = field(default_factory=dict)
     _leaving: list[Resident] = field(default_factory=list)
+    _condemned: list[Resident] = field(default_factory=list)
     _serving: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    _pinned_versions: set[VersionKey] = field(default_factory=set)
+    _pinned_names: set[tuple[str, str]] = field(default_factory=set)
+    _recency: Recency[VersionKey] = field(init=False)
+    _largest: tuple[int, ...] = field(init=False)
     _stamps: int = 0
     _ticks: int = 0
     lease_count: int = 0
     """Leases held on all versions together."""
+
+    def __post_init__(self) -> None:
+        self._recency = Recency(sum(self.allocator.total))
+        self._largest = (0,) * len(self.allocator.total)
 
     def resident(self, key: VersionKey) -> Resident | None:
         """The version's pages, when they are filled and may be leased."""
@@ -139,6 +124,11 @@ class SlotTable:
         found.leases += 1
         self.lease_count += 1
         found.last_used = self._ticks
+        if found.used:
+            self._recency.used_again(key)
+        else:
+            found.used = True
+            self._recency.used(key)
         return found
 
     def release(self, held: Resident) -> None:
@@ -149,28 +139,34 @@ class SlotTable:
         if held.state is Residency.DRAINING and held.leases == 0:
             self._free(held)
 
-    def can_make_room(self, wanted: Sequence[int]) -> bool:
-        """Whether evicting idle versions would leave `wanted` pages free."""
-        free = list(self.allocator.free)
-        for idle in self._idle():
-            for group, pages in enumerate(idle.pages):
-                free[group] += len(pages)
-        return all(want <= have for want, have in zip(wanted, free, strict=True))
+    def can_make_room(self, wanted: Sequence[int], *, newcomer: bool = False) -> bool:
+        """Whether evicting idle versions would leave `wanted` pages free.
 
-    def shortfall(self, wanted: Sequence[int]) -> tuple[int, ...]:
+        For a newcomer: and the headroom beside them, or all that is not pinned.
+        """
+        room = self._room(self._idle())
+        return all(
+            want <= have for want, have in zip(self._ask(wanted, newcomer), room, strict=True)
+        )
+
+    def shortfall(self, wanted: Sequence[int], *, newcomer: bool = False) -> tuple[int, ...]:
         """Pages that `wanted` would lack in each group once all that is idle or drains is gone."""
-        going = [*self._idle(), *self._leaving]
+        room = self._room([*self._idle(), *self._leaving])
         return tuple(
-            max(0, want - free - sum(len(resident.pages[group]) for resident in going))
-            for group, (want, free) in enumerate(zip(wanted, self.allocator.free, strict=True))
+            max(0, want - have)
+            for want, have in zip(self._ask(wanted, newcomer), room, strict=True)
         )
 
     def drainable(self, before: float) -> list[Resident]:
-        """Versions that requests hold, and have been able to since `before`."""
+        """Versions that requests hold, and have been able to since `before`; none is pinned."""
+        pinned = self._pinned()
         return [
             resident
             for resident in self._residents.values()
-            if resident.state is Residency.RESIDENT and resident.leases and resident.since <= before
+            if resident.state is Residency.RESIDENT
+            and resident.leases
+            and resident.since <= before
+            and resident.key not in pinned
         ]
 
     def stage(self, key: VersionKey, *, wanted: Sequence[int], scale: float) -> Resident:
@@ -182,13 +178,22 @@ class SlotTable:
         self._stamps += 1
         staged = Resident(key, self.allocator.allocate(wanted), scale, self._stamps)
         self._residents[key] = staged
+        self._recency.add(key, sum(wanted))
+        self._largest = tuple(map(max, self._largest, wanted))
         return staged
 
     def abandon(self, staged: Resident) -> None:
         """Give back the pages of a version that could not be filled."""
         assert staged.state is Residency.STAGING
-        del self._residents[staged.key]
+        self._remove(staged)
         self._free(staged)
+
+    def condemn(self, staged: Resident) -> None:
+        """As `abandon`, for pages that could not be wiped: they are never handed out again."""
+        assert staged.state is Residency.STAGING
+        self._remove(staged)
+        staged.state = Residency.CONDEMNED
+        self._condemned.append(staged)
 
     def activate(self, staged: Resident, *, now: float = 0.0) -> None:
         """The pages are filled: from now on the version may be leased."""
@@ -207,10 +212,12 @@ class SlotTable:
         self._serving[entry.tenant, entry.adapter] = entry
         target.superseded = False
         if before is not None and before.key != entry.key:
+            self._recency.inherit(entry.key, before.key)
             self._mark_superseded(before.key)
 
     def forget(self, tenant: str, adapter: str) -> None:
-        """The name serves nothing any more."""
+        """The name serves nothing any more, and is not pinned."""
+        self._pinned_names.discard((tenant, adapter))
         before = self._serving.pop((tenant, adapter), None)
         if before is not None:
             self._mark_superseded(before.key)
@@ -219,6 +226,7 @@ class SlotTable:
         """Refuse new leases of a version; free it when the last one ends."""
         found = self.resident(key)
         if found is not None:
+            self._pinned_versions.discard(key)
             self._remove(found)
             found.state = Residency.DRAINING
             if found.leases:
@@ -226,13 +234,50 @@ class SlotTable:
             else:
                 self._free(found)
 
+    def can_pin(self, key: VersionKey) -> bool:
+        """Whether pinning a version leaves room for the largest one, and for the headroom."""
+        found = self.resident(key)
+        assert found is not None
+        pinned = {found.key: found} | {held.key: held for held in self._pinned_residents()}
+        fixed = self._pages_of([*pinned.values(), *self._condemned])
+        return all(
+            used + large + keep <= total
+            for used, large, keep, total in zip(
+                fixed, self._largest, self._keep(), self.allocator.total, strict=True
+            )
+        )
+
+    def pin(self, key: VersionKey) -> None:
+        """Keep a resident version. Call only after `can_pin`."""
+        assert self.resident(key) is not None
+        self._pinned_versions.add(key)
+
+    def pin_name(self, tenant: str, adapter: str) -> None:
+        """Keep whatever a served name serves, from version to version."""
+        assert (tenant, adapter) in self._serving
+        self._pinned_names.add((tenant, adapter))
+
+    def unpin(self, key: VersionKey) -> bool:
+        """Whether it was pinned by itself."""
+        was = key in self._pinned_versions
+        self._pinned_versions.discard(key)
+        return was
+
+    def unpin_name(self, tenant: str, adapter: str) -> bool:
+        was = (tenant, adapter) in self._pinned_names
+        self._pinned_names.discard((tenant, adapter))
+        return was
+
+    def is_pinned(self, key: VersionKey) -> bool:
+        return key in self._pinned()
+
     @property
     def resident_count(self) -> int:
         return len(self._residents)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when pages, names and leases do not add up."""
-        holders = [*self._residents.values(), *self._leaving]
+        holders = [*self._residents.values(), *self._leaving, *self._condemned]
         groups = range(len(self.allocator.total))
         self.allocator.check_integrity(
             [[page for holder in holders for page in holder.pages[group]] for group in groups]
@@ -243,13 +288,55 @@ class SlotTable:
         for holder in holders:
             assert holder.leases >= 0
             assert holder.state is not Residency.FREED
+        for key in self._pinned_versions:
+            assert self.resident(key) is not None, f"{key} is pinned and not here"
+        assert self._pinned_names <= self._serving.keys(), "a pinned name serves nothing"
+        self._recency.check_integrity()
+        assert set(self._recency) == self._residents.keys()
 
     def _idle(self) -> list[Resident]:
-        """Evictable versions, first to go first: superseded before serving, then least recent."""
+        """Evictable versions, first to go first: superseded before serving, then by recency."""
+        pinned = self._pinned()
         idle = [
-            r for r in self._residents.values() if r.state is Residency.RESIDENT and not r.leases
+            resident
+            for resident in map(self._residents.__getitem__, self._recency)
+            if resident.state is Residency.RESIDENT
+            and not resident.leases
+            and resident.key not in pinned
         ]
-        return sorted(idle, key=lambda r: (not r.superseded, r.last_used))
+        return sorted(idle, key=lambda r: not r.superseded)
+
+    def _pinned(self) -> set[VersionKey]:
+        return self._pinned_versions | {self._serving[name].key for name in self._pinned_names}
+
+    def _pinned_residents(self) -> list[Resident]:
+        return [self._residents[key] for key in self._pinned()]
+
+    def _keep(self) -> Sequence[int]:
+        return self._largest if self.headroom is None else self.headroom
+
+    def _ask(self, wanted: Sequence[int], newcomer: bool) -> tuple[int, ...]:
+        """What must be free for `wanted`; a newcomer never asks for more than could be."""
+        if not newcomer:
+            return tuple(wanted)
+        fixed = self._pages_of([*self._pinned_residents(), *self._condemned])
+        return tuple(
+            max(want, min(want + keep, total - used))
+            for want, keep, total, used in zip(
+                wanted, self._keep(), self.allocator.total, fixed, strict=True
+            )
+        )
+
+    def _room(self, going: Sequence[Resident]) -> tuple[int, ...]:
+        """Free pages once all of `going` is gone."""
+        return tuple(
+            free + used
+            for free, used in zip(self.allocator.free, self._pages_of(going), strict=True)
+        )
+
+    def _pages_of(self, residents: Sequence[Resident]) -> tuple[int, ...]:
+        groups = range(len(self.allocator.total))
+        return tuple(sum(len(held.pages[group]) for held in residents) for group in groups)
 
     def _evict(self, victim: Resident) -> None:
         self._remove(victim)
@@ -257,9 +344,11 @@ class SlotTable:
 
     def _remove(self, resident: Resident) -> None:
         del self._residents[resident.key]
+        self._recency.remove(resident.key)
         for name, entry in list(self._serving.items()):
             if entry.key == resident.key:
                 del self._serving[name]
+                self._pinned_names.discard(name)
 
     def _free(self, resident: Resident) -> None:
         resident.state = Residency.FREED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from inference_node.adapters.loader import HostTier
+from inference_node.adapters.host_tier import HostTier
 from inference_node.adapters.slots import VersionKey
 from inference_node.adapters.weights import HostAdapter, HostGroup
 
@@ -52,3 +52,12 @@ def test_what_is_put_twice_counts_once() -> None:
     tier = tier_with(100, a=60)
     tier.put(tier_key("a"), host_of(60))
     assert tier.bytes == 60
+
+
+def test_a_sweep_of_the_host_tier_leaves_what_was_asked_for_again() -> None:
+    tier = tier_with(100, hot=40)
+    assert tier.get(tier_key("hot"))
+    for number in range(50):
+        tier.put(tier_key(str(number)), host_of(30))
+    assert tier.get(tier_key("hot"))
+    assert tier.bytes <= 100

@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.slots import (
     Entry,
-    PageAllocator,
     Residency,
     Resident,
     SlotTable,
@@ -194,7 +194,7 @@ def evict_versions_that_are_being_filled(self: SlotTable) -> list[Resident]:
 
 def spare_what_is_superseded(self: SlotTable) -> list[Resident]:
     idle = [r for r in evict_leased_versions(self) if not r.leases]
-    return sorted(idle, key=lambda r: (r.superseded, r.last_used))
+    return sorted(idle, key=lambda r: r.superseded)
 
 
 def free_twice(self: SlotTable, resident: Resident) -> None:

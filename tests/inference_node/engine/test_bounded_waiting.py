@@ -17,9 +17,9 @@ import pytest
 
 from adapter_store.record import VersionRef
 from inference_node.adapters.loader import Filled, Loader, Prepared, Resolved, Target
+from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.slots import (
     Entry,
-    PageAllocator,
     Residency,
     Resident,
     SlotTable,
