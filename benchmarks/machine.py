@@ -17,9 +17,16 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "avx512_bf16": "avx512_bf16" in _cpuinfo(),
+        "scheduling": _scheduling(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def _scheduling() -> str:
+    """`realtime` under `chrt -f 50`: others on the machine then take nothing from what is timed."""
+    fair = os.sched_getscheduler(0) == os.SCHED_OTHER
+    return "fair" if fair else "realtime"
 
 
 def _cpuinfo() -> str:
