@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ QUICK = Plan(Shape(prompt=32, new=16), repetitions=2, peft_requests=2, flat_adap
 def main() -> int:
     arguments = _arguments()
     plan = QUICK if arguments.quick else FULL
+    if arguments.new:
+        plan = replace(plan, shape=replace(plan.shape, new=arguments.new))
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lorapool-cpu-") as scratch:
         systems = Systems(ensure_default_base(), Path(scratch), threads=arguments.threads)
@@ -81,6 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two minutes, no figure to keep")
     parser.add_argument("--rows", type=_rows, default=keys, help="keys, separated by commas")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--new", type=int, default=0, help="tokens of each answer")
     parser.add_argument("--threads", type=int, default=2, help="of llama.cpp's server")
     return parser.parse_args()
 
