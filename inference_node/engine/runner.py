@@ -6,6 +6,7 @@ hold; it is kept nowhere.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +27,13 @@ CORES = torch.get_num_threads()
 
 
 def leave_the_cores() -> None:
-    """Called by the thread that builds the engine, before it does any work in torch.
+    """The calling thread, and every thread that has not used torch yet, works on one core.
 
     Each thread that runs parallel torch code gets OpenMP workers of its own, and OpenMP stops
     spinning at barriers once there are more of them than cores: a decode step then takes twice as
-    long. So the engine thread alone has workers; threads beside it copy with numpy.
+    long. So the engine thread alone has workers. To torch, the last count that any thread asked for
+    is what a new thread begins with: this is called before the engine thread takes the cores, by
+    whoever builds the engine, and after it, for the threads that load adapters.
     """
     torch.set_num_threads(1)
 
@@ -55,8 +58,12 @@ class Runner:
         self._device = decoder.base.device
 
     def take_the_cores(self) -> None:
-        """Called by the engine thread before its first step."""
+        """Called by the engine thread before its first step. Threads that start later have one."""
         torch.set_num_threads(CORES)
+        torch.get_num_threads()  # The first call in a thread takes over what was asked for last.
+        leave_the_rest = threading.Thread(target=leave_the_cores)
+        leave_the_rest.start()
+        leave_the_rest.join()
 
     def run(self, step: Step) -> list[Drawn]:
         """One forward pass. Marks the step's tokens as cached; draws where a request is due one."""
