@@ -7,6 +7,9 @@ NodeError
 ├── AdapterIncompatible  it exists, but was published for another base, or cannot fit this node
 ├── AdapterCorrupt       its bytes are not what the log says; the last good version keeps serving
 ├── AdapterUntrusted     no key that this node trusts signed it, nor anything older of it
+├── AdapterNotLoaded     the reference means nothing that is resident on this node
+├── AdapterUnloaded      an operator took the version off the device under the request; ask again
+├── PinRefused           pinning it too would leave too few pages for all that is not pinned
 ├── PoolFull             every page is leased; come back after `retry_after`
 ├── QueueFull            the waiting line is at its bound; come back after `retry_after`
 ├── StoreDown            the version is not here and the store did not answer
@@ -87,6 +90,24 @@ class AdapterUntrusted(NodeError):
     """This node has a trust file, and no record of the adapter counts by it."""
 
     reason = "ADAPTER_UNTRUSTED"
+
+
+class AdapterNotLoaded(NodeError):
+    """Nothing that the reference means is resident on this node."""
+
+    reason = "ADAPTER_NOT_LOADED"
+
+
+class AdapterUnloaded(NodeError):
+    """An operator unloaded the version by force while the request ran."""
+
+    reason = "ADAPTER_UNLOADED"
+
+
+class PinRefused(NodeError):
+    """With one more pin the largest version and the headroom would not fit any more."""
+
+    reason = "PIN_REFUSED"
 
 
 class PoolFull(NodeError):
