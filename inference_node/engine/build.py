@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from adapter_store.reader import Reader
 from adapter_store.record import BaseCard
@@ -75,6 +77,24 @@ def _backend(config: EngineConfig, base: Base) -> Backend:
         raise BadConfiguration(f"kernels=native: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded base that an engine can be put around; one engine at a time."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+
+
+def load_model(config: EngineConfig) -> Model:
+    """Load the base and choose its kernels.
+
+    Raises BaseModelUnavailable, UnsupportedModel or BadConfiguration.
+    """
+    base = load_base(config)
+    decoder = Decoder(base, linears=config.linears, backend=_backend(config, base))
+    return Model(decoder, Tokenizer(str(checkpoint_folder(config.base_model))))
+
+
 def build_engine(
     config: EngineConfig,
     *,
@@ -87,9 +107,23 @@ def build_engine(
     Raises BaseModelUnavailable, UnsupportedModel or BadConfiguration.
     """
     leave_the_cores()
-    base = load_base(config)
-    backend = _backend(config, base)
-    decoder = Decoder(base, linears=config.linears, backend=backend)
+    return assemble(load_model(config), config, reader=reader, hints=hints, clock=clock)
+
+
+def assemble(
+    model: Model,
+    config: EngineConfig,
+    *,
+    reader: Reader,
+    hints: Hints | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    executor: Callable[[int, str], Executor] = ThreadPoolExecutor,
+) -> EngineLoop:
+    """An engine around `model`, with a pool and a KV cache of its own.
+
+    The engine that had the model before must have ended. `executor` makes the loader's workers.
+    """
+    decoder, base = model.decoder, model.decoder.base
     blocks = BlockAllocator(
         config.kv_tokens // config.block_tokens, block_tokens=config.block_tokens
     )
@@ -111,6 +145,7 @@ def build_engine(
         max_rank=config.max_rank,
         threads=config.fetch_threads,
         post=inbox.post,
+        executor=executor,
     )
     watcher = Watcher(
         loader,
@@ -168,7 +203,7 @@ def build_engine(
         loader=loader,
         watcher=watcher,
         admission=admission,
-        tokenizer=Tokenizer(str(checkpoint_folder(config.base_model))),
+        tokenizer=model.tokenizer,
         describe=describe,
         max_context=max_context,
         max_queue=config.max_queue,

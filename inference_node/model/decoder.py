@@ -123,7 +123,7 @@ class Decoder:
 
     def bind_pool(self, pools: tuple[GroupPool, ...]) -> None:
         """Fix the adapter pool."""
-        self._step.pools = pools
+        self._step.bind(pools)
         self._fuse()
 
     @torch.inference_mode()

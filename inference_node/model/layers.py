@@ -39,6 +39,12 @@ class StepLora:
         self._kept: dict[tuple[int, int, int], tuple[torch.Tensor, ...]] = {}
         self._kept_content: tuple[tuple[int, ...], ...] = ()
 
+    def bind(self, pools: tuple[GroupPool, ...]) -> None:
+        """Read from these pools from now on: what was gathered from others means nothing there."""
+        self.pools = pools
+        self._kept.clear()
+        self._kept_content = ()
+
     def begin(self, plan: LoraPlan | None) -> None:
         """The step that starts, or None when it has ended or has no adapter."""
         self._plan = plan
