@@ -1,25 +1,20 @@
 """From a name to filled pages: resolve, fetch, verify, lay out, copy, each off the engine thread.
 
 The engine thread asks, and owns every decision about pages; worker threads do what may block and
-answer by posting one event. A version is fetched once however many requests wait for it. A watcher
-thread learns of new records from hints, and by polling when there are none. Nothing here touches
-the slot table.
+answer by posting one event. A version is fetched once however many requests wait for it. Nothing
+here touches the slot table.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from adapter_store.coordination import Hint
-from adapter_store.errors import IntegrityError, NotFound, StoreError, Untrusted
+from adapter_store.errors import NotFound, StoreError, Untrusted
 from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
 from adapter_store.record import FileEntry, VersionRef
@@ -106,20 +101,6 @@ class Withdrawn:
 LoaderEvent = (
     Resolved | Unresolved | Prepared | Unprepared | Filled | Unfilled | Learned | Withdrawn
 )
-
-
-class Hints(Protocol):
-    """Where news of log growth comes from; losing some is harmless."""
-
-    @property
-    def healthy(self) -> bool: ...
-
-    @property
-    def gaps(self) -> int:
-        """How often hints may have been lost."""
-        ...
-
-    def poll(self, timeout_s: float, /) -> Sequence[Hint]: ...
 
 
 class Loader:
@@ -277,102 +258,6 @@ class Loader:
             self._post(Unfilled(staged, _unexpected(error)))
         else:
             self._post(Filled(staged))
-
-
-class Watcher:
-    """Looks at the logs of served names: at once on a hint, and in turn by the clock."""
-
-    def __init__(
-        self,
-        loader: Loader,
-        hints: Hints | None,
-        *,
-        poll_seconds: float,
-        poll_seconds_without_hints: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._loader = loader
-        self._hints = hints
-        self._slow, self._fast = poll_seconds, poll_seconds_without_hints
-        self._clock = clock
-        self._names: dict[tuple[str, str], int] = {}
-        # Engine and watcher both write here: entry by entry, so neither loses what the other notes.
-        self._checked: dict[tuple[str, str], float] = {}
-        self._gaps = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="adapter-watch", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def watch(self, names: Iterable[tuple[str, str, int]]) -> None:
-        """What is served now, with the generation served. Replaces what was watched.
-
-        A name that is new here is looked at soon: its log may have grown while it was loading.
-        """
-        before = self._names
-        self._names = {(tenant, adapter): gen for tenant, adapter, gen in names}
-        self._forget_checks_except(before)
-
-    def checked_at(self, tenant: str, adapter: str) -> float | None:
-        """When this name was last found current, on the watcher's clock."""
-        return self._checked.get((tenant, adapter))
-
-    def note_checked(self, tenant: str, adapter: str) -> None:
-        self._checked[tenant, adapter] = self._clock()
-
-    def turn(self, hints: Sequence[Hint]) -> None:
-        """Look at every name that `hints` or the clock make due. May block."""
-        for name in self._due(hints):
-            self._look(name)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self.turn(self._wait())
-
-    def _wait(self) -> Sequence[Hint]:
-        if self._hints is not None:
-            return self._hints.poll(0.5)
-        self._stop.wait(0.5)
-        return ()
-
-    def _due(self, hints: Sequence[Hint]) -> list[tuple[str, str]]:
-        names = self._names
-        if self._hints is not None and self._hints.gaps != self._gaps:
-            self._gaps = self._hints.gaps
-            return list(names)
-        hinted = {(hint.tenant, hint.adapter) for hint in hints}
-        period = self._slow if self._hints is not None and self._hints.healthy else self._fast
-        before = self._clock() - period
-        self._forget_checks_except(names)
-        return [
-            name for name in names if name in hinted or self._checked.get(name, before) <= before
-        ]
-
-    def _forget_checks_except(self, names: Container[tuple[str, str]]) -> None:
-        for name in list(self._checked):
-            if name not in names:
-                self._checked.pop(name, None)
-
-    def _look(self, name: tuple[str, str]) -> None:
-        try:
-            self._loader.look(*name, self._names.get(name, 0))
-        except Untrusted as error:
-            # Said once by the reader that refused it.
-            log.debug("nothing of %s is trusted: %s", name, error)
-        except IntegrityError as error:
-            log.warning("the log of %s is damaged, what is resident keeps serving: %s", name, error)
-        except StoreError as error:
-            log.debug("cannot look at %s: %s", name, error)
-        except Exception:
-            log.exception("looking at %s failed", name)
-        else:
-            self.note_checked(*name)
 
 
 def _target(tenant: str, adapter: str, gen: int, version: VersionRef) -> Target:

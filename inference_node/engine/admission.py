@@ -24,11 +24,11 @@ from inference_node.adapters.loader import (
     Unfilled,
     Unprepared,
     Unresolved,
-    Watcher,
     Withdrawn,
 )
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Entry, Resident, SlotTable, VersionKey
+from inference_node.adapters.watcher import Watcher
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.relief import make_way
 from inference_node.engine.sequence import Phase, Sequence

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from adapter_store.reader import Reader
 from adapter_store.record import BaseCard
-from inference_node.adapters.loader import Hints, Loader, Watcher
+from inference_node.adapters.loader import Loader
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.watcher import Hints, Watcher
 from inference_node.config import EngineConfig
 from inference_node.engine.admission import Admission
 from inference_node.engine.fairness import Fairness

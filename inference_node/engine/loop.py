@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapter_store.record import BaseCard
-from inference_node.adapters.loader import Loader, LoaderEvent, Watcher
+from inference_node.adapters.loader import Loader, LoaderEvent
 from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.watcher import Watcher
 from inference_node.engine.admission import Admission
 from inference_node.engine.deadlines import Deadlines
 from inference_node.engine.runner import Drawn, Runner

@@ -16,7 +16,7 @@ from adapter_store.objects import ObjectStore
 from adapter_store.reader import Reader
 from adapter_store.record import BaseCard
 from adapter_store.validate import read_adapter_dir
-from inference_node.adapters.loader import Hints
+from inference_node.adapters.watcher import Hints
 from inference_node.config import EngineConfig
 from inference_node.engine.build import build_engine
 from inference_node.engine.loop import EngineLoop

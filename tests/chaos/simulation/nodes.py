@@ -20,10 +20,11 @@ from adapter_store.errors import InvalidAdapter
 from adapter_store.reader import Reader
 from adapter_store.tensor_file import WEIGHTS_FILE
 from inference_node.adapters import loader as loader_module
-from inference_node.adapters.loader import Learned, Loader, LoaderEvent, Watcher
+from inference_node.adapters.loader import Learned, Loader, LoaderEvent
 from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import Entry, Resident, SlotTable
+from inference_node.adapters.watcher import Watcher
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.admission import Admission
 from inference_node.engine.sequence import Sequence

@@ -11,7 +11,8 @@ import pytest
 
 from adapter_store.coordination import Hint
 from adapter_store.errors import IntegrityError, NotFound, StoreUnavailable
-from inference_node.adapters.loader import Loader, Watcher
+from inference_node.adapters.loader import Loader
+from inference_node.adapters.watcher import Watcher
 
 PATIENCE = 20.0
 
