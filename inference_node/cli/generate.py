@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inference_node.cli.console import error_document, exit_code, out, say
+from inference_node.cli.reach import (
+    DEFAULT_ADDRESS,
+    Address,
+    Ca,
+    Cert,
+    Key,
+    Tls,
+    TokenFile,
+    open_client,
+)
 from inference_node.errors import NodeError
 from inference_node.request import Output, Sampling, Stopping
 
@@ -65,9 +75,12 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object at the end, no live text.")
     ] = False,
-    address: Annotated[
-        str, typer.Option(envvar="LORAPOOL_LISTEN", help="The node.")
-    ] = "127.0.0.1:50051",
+    address: Address = DEFAULT_ADDRESS,
+    tls: Tls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds.")] = 120.0,
 ) -> None:
     """Ask a node, with or without an adapter, and see the answer come.
@@ -75,11 +88,11 @@ def generate(
     Exit codes: 2 bad request, 3 no such adapter, 4 a condition does not hold, 5 damaged adapter,
     6 no node, 7 no room now, 8 too late.
     """
-    from inference_node.client import Client, Message
+    from inference_node.client import Message
 
     text = sys.stdin.read() if prompt == "-" else prompt
     began = time.monotonic()
-    with Client(address) as client:
+    with open_client(address, tls=tls, ca=ca, cert=cert, key=key, token_file=token_file) as client:
         stream = client.stream(
             text if raw else [Message("user", text)],
             adapter=adapter,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from inference_node.config import EngineConfig
 from inference_node.errors import BadConfiguration
 from inference_node.rpc.limits import ServerConfig
+from inference_node.rpc.tls import TlsFiles
 
 PREFIX = "LORAPOOL_"
 MIB = 2**20
@@ -38,7 +39,14 @@ class NodeSettings(BaseSettings):
     listen: str = _SERVER.listen
     """host:port of the gRPC server."""
     insecure: bool = _SERVER.insecure
-    """Listen beyond loopback although calls are neither encrypted nor authenticated."""
+    """Listen beyond loopback although calls are not both encrypted and authenticated."""
+    tls_cert_file: Path | None = None
+    """The node's certificate chain, PEM; with `tls_key_file`, calls are encrypted."""
+    tls_key_file: Path | None = None
+    tls_key_passphrase: SecretStr | None = None
+    tls_key_passphrase_file: Path | None = None
+    tls_client_ca_file: Path | None = None
+    """Callers must show a certificate that one of these authorities signed."""
     base_model: str = ""
     """A transformers checkpoint folder or model id; empty for the bundled SmolLM2."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -116,10 +124,27 @@ class NodeSettings(BaseSettings):
         return ServerConfig(
             listen=self.listen,
             insecure=self.insecure,
+            tls=self._tls(),
             max_request_seconds=self.max_request_seconds,
             drain_delay=self.drain_delay,
             drain_seconds=self.drain_seconds,
             reflection=self.reflection,
+        )
+
+    def _tls(self) -> TlsFiles | None:
+        cert, key = self.tls_cert_file, self.tls_key_file
+        if cert is None and key is None and self.tls_client_ca_file is None:
+            return None
+        if cert is None or key is None:
+            missing = "CERT" if cert is None else "KEY"
+            raise BadConfiguration(f"{PREFIX}TLS_{missing}_FILE is not set, other TLS files are")
+        return TlsFiles(
+            cert=cert,
+            key=key,
+            passphrase=_secret(
+                "TLS_KEY_PASSPHRASE", self.tls_key_passphrase, self.tls_key_passphrase_file
+            ),
+            client_ca=self.tls_client_ca_file,
         )
 
     def checkpoint(self) -> str:
@@ -151,3 +176,15 @@ def load_settings(
                 for fault in error.errors()
             )
         ) from None
+
+
+def _secret(name: str, value: SecretStr | None, file: Path | None) -> str:
+    """A secret from its variable or from the file that another names. Raises BadConfiguration."""
+    if file is None:
+        return "" if value is None else value.get_secret_value()
+    if value is not None:
+        raise BadConfiguration(f"set {PREFIX}{name} or {PREFIX}{name}_FILE, not both")
+    try:
+        return file.read_text().rstrip("\n")
+    except (OSError, ValueError):
+        raise BadConfiguration(f"{PREFIX}{name}_FILE: {file} cannot be read") from None

@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inference_node.cli.console import UNREACHABLE, out
+from inference_node.cli.reach import (
+    DEFAULT_ADDRESS,
+    Address,
+    Ca,
+    Cert,
+    Key,
+    Tls,
+    TokenFile,
+    open_client,
+)
 
 if TYPE_CHECKING:
     from inference_node.request import ModelInfo
@@ -17,17 +27,18 @@ def status(
         bool, typer.Option("--check", help="Only the exit code: 0 when the node is ready, else 6.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    address: Annotated[
-        str, typer.Option(envvar="LORAPOOL_LISTEN", help="The node.")
-    ] = "127.0.0.1:50051",
+    address: Address = DEFAULT_ADDRESS,
+    tls: Tls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds.")] = 5.0,
 ) -> None:
     """Ask a node what it serves; `--check` is a probe for containers and scripts."""
     from dataclasses import asdict
 
-    from inference_node.client import Client
-
-    with Client(address) as client:
+    with open_client(address, tls=tls, ca=ca, cert=cert, key=key, token_file=token_file) as client:
         ready = client.ready(timeout=timeout)
         if not check:
             info = client.model_info(timeout=timeout)

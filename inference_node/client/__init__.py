@@ -11,6 +11,7 @@ errors (`inference_node.errors`), each with `.reason`, `.hint` and `.retry_after
 and CallFailed are this side's. Calls that did not reach a node are tried again up to three times.
 """
 
+from inference_node.client.access import Access
 from inference_node.client.asynchronous import AsyncClient, AsyncStream
 from inference_node.client.blocking import Client, Stream
 from inference_node.client.messages import (
@@ -24,6 +25,7 @@ from inference_node.request import FinishReason, ModelInfo, Output, Sampling, Se
 from inference_node.text import ChatMessage as Message
 
 __all__ = [
+    "Access",
     "Answer",
     "AsyncClient",
     "AsyncStream",

@@ -9,6 +9,7 @@ from typing import Self
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from inference_node.client.access import NOBODY, Access
 from inference_node.client.messages import (
     CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
@@ -35,9 +36,13 @@ from inference_node.request import ModelInfo, Output, Sampling, Served, Stopping
 class AsyncClient:
     """The same for asyncio."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        """Connects on the first call; belongs to the running loop."""
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, access: Access = NOBODY) -> None:
+        """Connects on the first call; belongs to the running loop. Raises BadConfiguration."""
+        credentials = access.channel_credentials(address)
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 

@@ -9,6 +9,7 @@ from typing import Protocol, Self
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from inference_node.client.access import NOBODY, Access
 from inference_node.client.messages import (
     CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
@@ -35,9 +36,13 @@ from inference_node.request import ModelInfo, Output, Sampling, Served, Stopping
 class Client:
     """Blocking calls to one node; safe to share between threads."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        """Connects on the first call."""
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, access: Access = NOBODY) -> None:
+        """Connects on the first call. Raises BadConfiguration for what `access` cannot be."""
+        credentials = access.channel_credentials(address)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 

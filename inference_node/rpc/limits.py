@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 
+from inference_node.addresses import is_loopback
 from inference_node.errors import BadConfiguration
+from inference_node.rpc.tls import TlsFiles
 
 MAX_MESSAGE_BYTES = 2**20
 MAX_METADATA_BYTES = 8 * 2**10
@@ -18,7 +19,9 @@ class ServerConfig:
     listen: str = "127.0.0.1:50051"
     """`host:port`, `[ipv6]:port` or `unix:/path`; port 0 takes a free one."""
     insecure: bool = False
-    """Listen beyond loopback although nothing is encrypted and nobody is authenticated."""
+    """Listen beyond loopback although calls are not both encrypted and authenticated."""
+    tls: TlsFiles | None = None
+    """Plaintext without."""
     max_request_seconds: float = 600.0
     """Longest deadline granted; also that of calls that bring none."""
     drain_delay: float = 2.0
@@ -42,21 +45,6 @@ class ServerConfig:
                 hint="listen on 127.0.0.1, or pass --insecure (LORAPOOL_INSECURE=1) where the "
                 "network itself is trusted",
             )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches `address`. Raises BadConfiguration when it is none."""
-    if address.startswith("unix:"):
-        return True
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise BadConfiguration(f"listen address {address!r} is not host:port")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
-    except ValueError:
-        return False
 
 
 def channel_options() -> list[tuple[str, int]]:

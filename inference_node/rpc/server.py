@@ -24,6 +24,7 @@ from inference_node.pb.lorapool.v1 import inference_pb2, inference_pb2_grpc
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.limits import ServerConfig, channel_options
 from inference_node.rpc.servicers import InferenceServicer
+from inference_node.rpc.tls import server_credentials
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 LIVENESS = "liveness"
@@ -58,20 +59,29 @@ class NodeServer:
         """The port in use, once started."""
 
     async def start(self) -> None:
-        """Listen. Raises BadConfiguration when the address cannot be had."""
-        listen = self._config.listen
+        """Listen. Raises BadConfiguration when address, certificate or key cannot be had."""
         try:
-            self.port = self._server.add_insecure_port(listen)
-        except RuntimeError as error:
+            self.port = self._bind()
+        except BaseException:
             await self._server.stop(None)
+            raise
+        await self._tell_health(alive=self._engine.healthy())
+        await self._server.start()
+        self._watch = asyncio.create_task(self._watch_engine())
+
+    def _bind(self) -> int:
+        listen, tls = self._config.listen, self._config.tls
+        credentials = None if tls is None else server_credentials(tls)
+        try:
+            if credentials is None:
+                return self._server.add_insecure_port(listen)
+            return self._server.add_secure_port(listen, credentials)
+        except RuntimeError as error:
             raise BadConfiguration(
                 f"cannot listen on {listen}",
                 hint="another program holds the port, or the address is not this machine's; "
                 "set LORAPOOL_LISTEN",
             ) from error
-        await self._tell_health(alive=self._engine.healthy())
-        await self._server.start()
-        self._watch = asyncio.create_task(self._watch_engine())
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
         """Leave in order; `hurry` ends every wait. The engine is stopped afterwards."""

@@ -8,14 +8,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from inference_node import errors
 from inference_node.cli import main
 from inference_node.request import Output, Sampling, Stopping
-from tests.inference_node.rpc.running_node import running_node
+from tests.inference_node.rpc.authority import Authority
+from tests.inference_node.rpc.running_node import CONFIG, running_node
 from tests.inference_node.rpc.scripted_engine import DIGEST, ScriptedEngine, fails
 
 
@@ -122,6 +124,28 @@ def test_logprobs_are_told_on_stderr_and_a_malformed_bias_is_usage(run: Run, add
     assert ran.out == "hihello wörld\n"
     assert "-1.500 rank 2" in ran.err
     assert run("generate", "hi", "--logit-bias", "7", "--address", address).code == 2
+
+
+def test_commands_speak_tls_when_they_are_told_who_may_sign(run: Run, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    tls = replace(CONFIG, tls=replace(authority.issue(), client_ca=authority.file))
+    mine = authority.issue("caller.example", into="caller")
+    with running_node(ScriptedEngine(), tls) as address:
+        reach = ["--address", address, "--ca", str(authority.file)]
+        known = [*reach, "--cert", str(mine.cert), "--key", str(mine.key)]
+        assert run("generate", "hi", *known).out == "hello wörld\n"
+        assert run("status", "--check", *known).code == 0
+        assert run("generate", "hi", *reach, "--timeout", "5").code == 6
+        assert run("generate", "hi", *reach, "--cert", str(mine.cert)).code == 2
+
+
+def test_a_token_is_not_sent_in_the_clear_to_another_machine(run: Run, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret-token")
+    ran = run("generate", "hi", "--address", "10.0.0.1:1", "--token-file", str(token))
+    assert ran.code == 2
+    assert "in the clear" in ran.err
+    assert "secret-token" not in ran.err
 
 
 CODES = [

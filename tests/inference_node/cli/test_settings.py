@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from inference_node.cli.settings import load_settings
@@ -75,3 +77,31 @@ def test_settings_that_contradict_each_other_are_refused(monkeypatch: pytest.Mon
 
 def test_a_named_base_model_is_taken_as_it_is() -> None:
     assert load_settings(base_model="/models/x").checkpoint() == "/models/x"
+
+
+def test_tls_files_reach_the_server_and_a_passphrase_comes_from_its_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret = tmp_path / "passphrase"
+    secret.write_text("correct horse\n")
+    for name in ("CERT", "KEY", "CLIENT_CA"):
+        monkeypatch.setenv(f"LORAPOOL_TLS_{name}_FILE", f"/tls/{name}.pem")
+    monkeypatch.setenv("LORAPOOL_TLS_KEY_PASSPHRASE_FILE", str(secret))
+    tls = load_settings().server_config().tls
+    assert tls is not None
+    assert [str(path) for path in tls.paths] == [
+        f"/tls/{n}.pem" for n in ("CERT", "KEY", "CLIENT_CA")
+    ]
+    assert tls.passphrase == "correct horse"
+    assert "horse" not in repr(tls)
+    monkeypatch.setenv("LORAPOOL_TLS_KEY_PASSPHRASE", "another")
+    with pytest.raises(BadConfiguration, match="not both"):
+        load_settings().server_config()
+
+
+def test_half_of_a_key_pair_is_refused_by_the_name_of_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LORAPOOL_TLS_CERT_FILE", "/tls/cert.pem")
+    with pytest.raises(BadConfiguration, match="LORAPOOL_TLS_KEY_FILE"):
+        load_settings().server_config()

@@ -11,16 +11,17 @@ from inference_node.rpc.limits import ServerConfig
 from inference_node.rpc.server import NodeServer
 from tests.inference_node.rpc.scripted_engine import ScriptedEngine
 
+CONFIG = ServerConfig(listen="127.0.0.1:0", drain_delay=0, drain_seconds=2)
+
 
 @contextlib.contextmanager
-def running_node(engine: ScriptedEngine) -> Iterator[str]:
+def running_node(engine: ScriptedEngine, config: ServerConfig = CONFIG) -> Iterator[str]:
     """The address of a server over `engine`."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def start() -> NodeServer:
-        config = ServerConfig(listen="127.0.0.1:0", drain_delay=0, drain_seconds=2)
         server = NodeServer(engine, config)
         await server.start()
         return server

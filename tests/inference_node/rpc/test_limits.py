@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from inference_node.addresses import is_loopback
 from inference_node.errors import BadConfiguration
-from inference_node.rpc.limits import ServerConfig, is_loopback
+from inference_node.rpc.limits import ServerConfig
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,22 @@
+"""Who can reach an address."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from inference_node.errors import BadConfiguration
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches `address`. Raises BadConfiguration when it is none."""
+    if address.startswith("unix:"):
+        return True
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise BadConfiguration(f"address {address!r} is not host:port")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
