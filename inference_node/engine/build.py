@@ -16,8 +16,9 @@ from inference_node.adapters.watcher import Hints, Watcher
 from inference_node.config import EngineConfig
 from inference_node.engine.admission import Admission
 from inference_node.engine.fairness import Fairness
+from inference_node.engine.inbox import Inbox
 from inference_node.engine.kv_blocks import BlockAllocator
-from inference_node.engine.loop import EngineLoop, Inbox
+from inference_node.engine.loop import EngineLoop
 from inference_node.engine.prefix import PrefixNames
 from inference_node.engine.runner import Runner, leave_the_cores
 from inference_node.engine.scheduler import Scheduler

@@ -8,20 +8,19 @@ whatever fails in between.
 from __future__ import annotations
 
 import logging
-import queue
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from adapter_store.record import BaseCard
-from inference_node.adapters.loader import Loader, LoaderEvent
+from inference_node.adapters.loader import Loader
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.watcher import Watcher
 from inference_node.engine.admission import Admission
 from inference_node.engine.deadlines import Deadlines
+from inference_node.engine.inbox import Cancel, Inbox, Stop, Submit
+from inference_node.engine.intake import Intake
 from inference_node.engine.runner import Drawn, Runner
 from inference_node.engine.scheduler import Scheduler
 from inference_node.engine.sequence import Phase, Sequence
@@ -33,7 +32,6 @@ from inference_node.errors import (
     InvalidRequest,
     ModelFailure,
     NodeError,
-    QueueFull,
 )
 from inference_node.request import (
     Completed,
@@ -54,52 +52,10 @@ from inference_node.text import StopMatcher, Tokenizer
 log = logging.getLogger(__name__)
 
 _SEED_BITS = 31
-_CROWD = 8
-"""Times as many requests as the queue has places left that one tenant may have in progress: a flood
-leaves room for others. (Choudhury and Hahne, "Dynamic queue length thresholds", 1998.)"""
-
 
 MakeAdmission = Callable[
     [Callable[[Sequence], None], Callable[[Sequence, NodeError], None]], Admission
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Submit:
-    sequence: Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    pass
-
-
-_Message = _Submit | _Cancel | _Stop | LoaderEvent
-
-
-class Inbox:
-    """The one way into the engine thread."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-
-    def post(self, message: _Message) -> None:
-        self._queue.put(message)
-
-    def take(self, *, wait: float | None, block: bool) -> list[_Message]:
-        """Everything there is; when `block`, at least one message unless `wait` seconds pass."""
-        taken: list[_Message] = []
-        try:
-            taken.append(self._queue.get(block=block, timeout=wait))
-            while True:
-                taken.append(self._queue.get(block=False))
-        except queue.Empty:
-            return taken
 
 
 class EngineLoop:
@@ -135,16 +91,11 @@ class EngineLoop:
         self._admission = admission(self._on_ready, self._fail)
         self._describe = describe
         self._max_context = max_context
-        self._max_queue = max_queue
+        self._intake = Intake(max_context=max_context, max_queue=max_queue)
         self._page_bytes = page_bytes
         self._clock = clock
         self._active: dict[str, Sequence] = {}
         self._deadlines = Deadlines()
-        self._gate = threading.Condition()
-        self._accepted = 0
-        self._accepted_of: Counter[str] = Counter()
-        self._orders = 0
-        self._draining = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -157,46 +108,23 @@ class EngineLoop:
 
         Raises Draining, QueueFull, or InvalidRequest when the prompt leaves no room for a token.
         """
-        if not request.prompt:
-            raise InvalidRequest("prompt", "is empty")
-        if len(request.prompt) >= self._max_context:
-            raise InvalidRequest(
-                "prompt",
-                f"has {len(request.prompt)} tokens, the context holds {self._max_context} "
-                "with the answer",
+        with self._intake.accept(request) as order:
+            seed = request.sampling.seed
+            sequence = Sequence(
+                request=request,
+                on_event=on_event,
+                accepted_at=self._clock(),
+                order=order,
+                seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
+                detokenizer=self.tokenizer.detokenizer(),
+                stops=StopMatcher(request.stopping.stop),
+                eos=self.tokenizer.eos_token_ids,
             )
-        with self._gate:
-            if self._draining:
-                raise Draining("this node is stopping", hint="ask another node", retry_after=1.0)
-            if self._accepted >= self._max_queue:
-                raise QueueFull(f"{self._accepted} requests are in progress", retry_after=1.0)
-            own = self._accepted_of[request.tenant]
-            if own >= _CROWD * (self._max_queue - self._accepted):
-                raise QueueFull(
-                    f"{own} requests of tenant {request.tenant} are in progress; what is left of "
-                    "the queue is for others",
-                    retry_after=1.0,
-                )
-            self._accepted += 1
-            self._accepted_of[request.tenant] += 1
-            self._orders += 1
-            order = self._orders
-        seed = request.sampling.seed
-        sequence = Sequence(
-            request=request,
-            on_event=on_event,
-            accepted_at=self._clock(),
-            order=order,
-            seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
-            detokenizer=self.tokenizer.detokenizer(),
-            stops=StopMatcher(request.stopping.stop),
-            eos=self.tokenizer.eos_token_ids,
-        )
-        self._inbox.post(_Submit(sequence))
+            self._inbox.post(Submit(sequence))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request within one step; one that already ended is left alone."""
-        self._inbox.post(_Cancel(request_id))
+        self._inbox.post(Cancel(request_id))
 
     def healthy(self) -> bool:
         return self._thread.is_alive()
@@ -211,19 +139,17 @@ class EngineLoop:
             leases=self._slots.lease_count,
         )
         running = len(self._scheduler.running)
-        return self._describe(status, running, max(0, self._accepted - running))
+        return self._describe(status, running, max(0, self._intake.in_progress - running))
 
     def drain(self, timeout: float) -> bool:
         """Refuse new requests and wait for those in progress; False when time ran out."""
-        with self._gate:
-            self._draining = True
-            return self._gate.wait_for(lambda: self._accepted == 0, timeout)
+        self._intake.close()
+        return self._intake.wait_empty(timeout)
 
     def stop(self) -> None:
         """Fail whatever is left and end every thread."""
-        with self._gate:
-            self._draining = True
-        self._inbox.post(_Stop())
+        self._intake.close()
+        self._inbox.post(Stop())
         if self._thread.is_alive():
             self._thread.join()
         self._watcher.stop()
@@ -274,13 +200,13 @@ class EngineLoop:
         wait = None if deadline is None else max(0.0, deadline - self._clock())
         for message in self._inbox.take(wait=wait, block=block):
             match message:
-                case _Submit(sequence):
+                case Submit(sequence):
                     self._begin(sequence)
-                case _Cancel(request_id):
+                case Cancel(request_id):
                     cancelled = self._active.get(request_id)
                     if cancelled is not None:
                         self._fail(cancelled, Cancelled("the caller cancelled"))
-                case _Stop():
+                case Stop():
                     self._stopping = True
                 case _:
                     self._admission.on_event(message)
@@ -383,13 +309,7 @@ class EngineLoop:
             del self._active[sequence.request.request_id]
         self._admission.release(sequence)
         self._tell(sequence, last)
-        with self._gate:
-            self._accepted -= 1
-            tenant = sequence.request.tenant
-            self._accepted_of[tenant] -= 1
-            if not self._accepted_of[tenant]:
-                del self._accepted_of[tenant]
-            self._gate.notify_all()
+        self._intake.ended(sequence.request)
 
     def _tell(self, sequence: Sequence, event: Event) -> None:
         try:

@@ -142,8 +142,7 @@ class Node:
 
     def settle(self) -> None:
         """Wait until nothing is in progress, then check that everything adds up."""
-        with self.engine._gate:
-            assert self.engine._gate.wait_for(lambda: self.engine._accepted == 0, PATIENCE)
+        assert self.engine._intake.wait_empty(PATIENCE)
         self.engine.check_integrity()
 
     def close(self) -> None:

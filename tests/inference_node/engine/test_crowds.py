@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference_node.engine import loop as loop_module
+from inference_node.engine import intake
 from inference_node.engine.fairness import Fairness
 from inference_node.errors import QueueFull
 from tests.inference_node.conftest import StartTiny
@@ -74,7 +74,7 @@ def test_a_flood_is_refused_while_the_queue_still_has_places_for_others(
 def test_control_without_the_share_a_flood_takes_the_whole_queue(
     start_tiny: StartTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "_CROWD", 10**6)
+    monkeypatch.setattr(intake, "CROWD", 10**6)
     node = start_tiny(max_queue=45, max_rows=1)
     assert places_for_another(node) == 0
     node.engine.stop()
