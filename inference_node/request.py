@@ -85,6 +85,8 @@ class Request:
     deadline: float | None = None
     priority: int = 0
     """Higher goes first; requests of one priority share fairly."""
+    affinity_key: str = ""
+    """During a split of the adapter, equal keys get the same version; empty gets the active one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,17 @@ from dataclasses import dataclass
 
 import torch
 
-from adapter_store.errors import NotFound, StoreError, Untrusted
+from adapter_store.errors import (
+    IntegrityError,
+    NotFound,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+    Untrusted,
+)
 from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
+from adapter_store.reader import Resolved as Found
 from adapter_store.record import FileEntry, VersionRef
 from adapter_store.validate import check_content, check_sizes, largest_rank
 from inference_node.adapters.host_tier import HostTier
@@ -44,6 +52,10 @@ class Resolved:
 
     token: str
     target: Target
+    arm: Target | None = None
+    """What the request's affinity key gets of a split; None when no key was given."""
+    asked: bool = True
+    """Whether the store was asked for news."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +152,15 @@ class Loader:
         """Posts Resolved or Unresolved for `token`."""
         self._resolvers.submit(self._resolve, token, ref, min_generation)
 
+    def choose(
+        self, token: str, ref: AdapterRef, min_generation: int, affinity: str, *, ask: bool
+    ) -> None:
+        """As `resolve` for a reference that pins nothing, with what `affinity` gets of a split.
+
+        Without `ask`, and while the store has no news, what is known of the log answers.
+        """
+        self._resolvers.submit(self._choose, token, ref, min_generation, affinity, ask)
+
     def prepare(self, target: Target) -> None:
         """Posts Prepared or Unprepared for the version; once, however often it is asked meanwhile.
 
@@ -201,6 +222,33 @@ class Loader:
         else:
             target = _target(ref.tenant, ref.adapter, resolved.gen, resolved.version)
             self._post(Resolved(token, target))
+
+    def _choose(
+        self, token: str, ref: AdapterRef, min_generation: int, affinity: str, ask: bool
+    ) -> None:
+        try:
+            found, asked = self._newest(ref, min_generation, ask=ask)
+            self._check_base(ref, found.version)
+            arm = self._reader.resolve(ref, affinity=affinity, refresh=False)
+            self._check_base(ref, arm.version)
+        except (StoreError, NodeError) as error:
+            self._post(Unresolved(token, as_node_error(error, str(ref))))
+        except Exception as error:
+            self._post(Unresolved(token, _unexpected(error)))
+        else:
+            target = _target(ref.tenant, ref.adapter, found.gen, found.version)
+            chosen = _target(ref.tenant, ref.adapter, arm.gen, arm.version)
+            self._post(Resolved(token, target, chosen, asked))
+
+    def _newest(self, ref: AdapterRef, min_generation: int, *, ask: bool) -> tuple[Found, bool]:
+        """The active version, and whether the store was asked for it."""
+        if ask:
+            try:
+                return self._reader.resolve(ref, min_generation=min_generation), True
+            except (StoreUnavailable, StoreRefused, IntegrityError):
+                if self._reader.known_gen(ref.tenant, ref.adapter) < max(1, min_generation):
+                    raise
+        return self._reader.resolve(ref, refresh=False, min_generation=min_generation), False
 
     def _prepare(self, target: Target) -> None:
         key = target.entry.key

@@ -72,6 +72,10 @@ def generate(
     min_generation: Annotated[
         int, typer.Option(min=0, help="Refuse an older generation of the adapter.")
     ] = 0,
+    priority: Annotated[int, typer.Option(help="-10 to 10; higher goes first.")] = 0,
+    affinity_key: Annotated[
+        str, typer.Option(help="In a split, equal keys get the same version.")
+    ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object at the end, no live text.")
     ] = False,
@@ -117,6 +121,8 @@ def generate(
             ),
             output=Output(logprobs=logprobs, top_logprobs=top_logprobs, echo=echo),
             min_generation=min_generation,
+            priority=priority,
+            affinity_key=affinity_key,
             timeout=timeout,
         )
         with stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -26,11 +26,13 @@ from inference_node.client.messages import (
     to_error,
     to_message,
     to_model_info,
+    to_tokenize,
 )
 from inference_node.client.scores import Echo, TokenLogprob
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
 from inference_node.request import ModelInfo, Output, Sampling, Served, Stopping
+from inference_node.text import ChatMessage as Message
 
 
 class AsyncClient:
@@ -57,6 +59,8 @@ class AsyncClient:
         output: Output = TEXT_ALONE,
         min_generation: int = 0,
         request_id: str = "",
+        priority: int = 0,
+        affinity_key: str = "",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Answer:
         """The whole answer. Raises NodeError; cancelling the task stops the node."""
@@ -69,6 +73,8 @@ class AsyncClient:
             output=output,
             min_generation=min_generation,
             request_id=request_id,
+            priority=priority,
+            affinity_key=affinity_key,
         )
         try:
             return to_answer(await self._stub.Generate(message, timeout=timeout))
@@ -86,6 +92,8 @@ class AsyncClient:
         output: Output = TEXT_ALONE,
         min_generation: int = 0,
         request_id: str = "",
+        priority: int = 0,
+        affinity_key: str = "",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AsyncStream:
         """The answer piece by piece. Raises NodeError while it is iterated."""
@@ -98,10 +106,22 @@ class AsyncClient:
             output=output,
             min_generation=min_generation,
             request_id=request_id,
+            priority=priority,
+            affinity_key=affinity_key,
         )
         return AsyncStream(
             self._stub.StreamGenerate(pb.StreamGenerateRequest(request=message), timeout=timeout)
         )
+
+    async def tokenize(
+        self, prompt: str | Sequence[Message], *, timeout: float = 10.0
+    ) -> tuple[int, ...]:
+        """The prompt as the model reads it. Raises NodeError."""
+        try:
+            answer = await self._stub.Tokenize(to_tokenize(prompt), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise to_error(error) from None
+        return tuple(answer.token_ids)
 
     async def model_info(self, *, timeout: float = 10.0) -> ModelInfo:
         """What the node serves. Raises NodeError."""

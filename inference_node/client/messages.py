@@ -110,6 +110,8 @@ def to_message(
     output: Output,
     min_generation: int,
     request_id: str,
+    priority: int,
+    affinity_key: str,
 ) -> pb.GenerateRequest:
     """Raises InvalidRequest for what no message can hold; the node checks the rest."""
     try:
@@ -139,6 +141,8 @@ def to_message(
             ),
             min_generation=min_generation,
             request_id=request_id,
+            priority=priority,
+            affinity_key=affinity_key,
         )
         _set_prompt(message, prompt)
     except (TypeError, ValueError) as error:
@@ -146,14 +150,27 @@ def to_message(
     return message
 
 
+def to_tokenize(prompt: str | Sequence[Message]) -> pb.TokenizeRequest:
+    """Raises InvalidRequest for what no message can hold."""
+    if isinstance(prompt, str):
+        return pb.TokenizeRequest(prompt=prompt)
+    return pb.TokenizeRequest(chat=_chat(prompt))
+
+
+def _chat(turns: Sequence[Message]) -> pb.Chat:
+    for turn in turns:
+        if turn.role not in _ROLES:
+            raise InvalidRequest("chat.messages", f"unknown role {turn.role!r}")
+    return pb.Chat(
+        messages=[pb.ChatMessage(role=_ROLES[turn.role], content=turn.content) for turn in turns]
+    )
+
+
 def _set_prompt(message: pb.GenerateRequest, prompt: Prompt) -> None:
     if isinstance(prompt, str):
         message.prompt = prompt
     elif prompt and isinstance(prompt[0], Message):
-        for turn in cast(Sequence[Message], prompt):
-            if turn.role not in _ROLES:
-                raise InvalidRequest("chat.messages", f"unknown role {turn.role!r}")
-            message.chat.messages.add(role=_ROLES[turn.role], content=turn.content)
+        message.chat.CopyFrom(_chat(cast(Sequence[Message], prompt)))
     else:
         message.token_ids.SetInParent()
         message.token_ids.ids.extend(cast(Sequence[int], prompt))
@@ -258,7 +275,7 @@ def _served(message: pb.Served) -> Served:
 
 
 def _usage(message: pb.Usage) -> Usage:
-    return Usage(message.prompt_tokens, message.completion_tokens)
+    return Usage(message.prompt_tokens, message.completion_tokens, message.cached_tokens)
 
 
 def _timings(message: pb.Timings) -> Timings:

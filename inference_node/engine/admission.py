@@ -102,11 +102,16 @@ class Admission:
             self._fail(sequence, InvalidRequest("adapter", str(error), hint=error.hint))
             return
         current = self._slots.serving(ref.tenant, ref.adapter)
-        if current is not None and self._may_serve(current, ref, request.min_generation):
+        fresh = current is not None and self._may_serve(current, ref, request.min_generation)
+        token, key = request.request_id, request.affinity_key
+        if key and not ref.pinned:
+            self._resolving[token] = sequence
+            self._loader.choose(token, ref, request.min_generation, key, ask=not fresh)
+        elif current is not None and fresh:
             self._pin(sequence, current)
-            return
-        self._resolving[request.request_id] = sequence
-        self._loader.resolve(request.request_id, ref, request.min_generation)
+        else:
+            self._resolving[token] = sequence
+            self._loader.resolve(token, ref, request.min_generation)
 
     def withdraw(self, sequence: Sequence) -> NodeError | None:
         """Let go of a request that ended; what to tell one that was waiting for pages."""
@@ -178,8 +183,8 @@ class Admission:
     def on_event(self, event: LoaderEvent) -> None:
         """Act on what a worker thread reports."""
         match event:
-            case Resolved(token, target):
-                self._on_resolved(token, target)
+            case Resolved():
+                self._on_resolved(event)
             case Unresolved(token, error):
                 self._on_unresolved(token, error)
             case Prepared(key, host):
@@ -209,25 +214,27 @@ class Admission:
         checked = self._watcher.checked_at(ref.tenant, ref.adapter)
         return checked is not None and self._clock() - checked <= self._max_staleness
 
-    def _on_resolved(self, token: str, target: Target) -> None:
-        sequence = self._resolving.pop(token, None)
+    def _on_resolved(self, found: Resolved) -> None:
+        sequence = self._resolving.pop(found.token, None)
         if sequence is None:
             return
-        entry = target.entry
+        target, entry = found.target, found.target.entry
         ref = parse_ref(sequence.request.adapter, tenant=entry.tenant)
         if ref.pinned:
             self._pin(sequence, entry, target)
             return
-        self._watcher.note_checked(entry.tenant, entry.adapter)
+        if found.asked:
+            self._watcher.note_checked(entry.tenant, entry.adapter)
         current = self._slots.serving(entry.tenant, entry.adapter)
-        if current is None or current.gen < sequence.request.min_generation:
+        if current is None or current.gen < entry.gen:
             self._adopt(target)
+        if found.arm is not None and found.arm.entry.key != entry.key:
+            # The name goes on meaning the active version; this request alone gets the arm.
+            self._pin(sequence, found.arm.entry, found.arm)
+        elif current is None or current.gen < sequence.request.min_generation:
             self._pin(sequence, entry, target)
-            return
-        if current.gen < entry.gen:
-            self._adopt(target)
-            current = self._slots.serving(entry.tenant, entry.adapter) or current
-        self._pin(sequence, current)
+        else:
+            self._pin(sequence, self._slots.serving(entry.tenant, entry.adapter) or current)
 
     def _on_unresolved(self, token: str, error: NodeError) -> None:
         sequence = self._resolving.pop(token, None)

@@ -43,6 +43,8 @@ MAX_STOPS = 8
 MAX_STOP_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_MESSAGES = 1024
+MAX_PRIORITY = 10
+MAX_AFFINITY_BYTES = 256
 CHARACTERS_PER_TOKEN = 64
 """Text longer than this many characters per token of context is refused before it is tokenised."""
 
@@ -86,6 +88,10 @@ def to_request(
         raise InvalidRequest("min_generation", "must not be negative")
     if message.min_generation and not message.adapter:
         raise InvalidRequest("min_generation", "the base model has no generations")
+    if not -MAX_PRIORITY <= message.priority <= MAX_PRIORITY:
+        raise InvalidRequest("priority", f"must be {-MAX_PRIORITY} to {MAX_PRIORITY}")
+    if len(message.affinity_key.encode()) > MAX_AFFINITY_BYTES:
+        raise InvalidRequest("affinity_key", f"must be at most {MAX_AFFINITY_BYTES} bytes long")
     return Request(
         request_id=message.request_id or uuid.uuid4().hex,
         tenant=tenant,
@@ -96,6 +102,8 @@ def to_request(
         prompt=_prompt(message, bounds, encoder),
         min_generation=message.min_generation,
         deadline=deadline,
+        priority=message.priority,
+        affinity_key=message.affinity_key,
     )
 
 
@@ -112,19 +120,24 @@ def _check_names(tenant: str, adapter: str) -> None:
         raise InvalidRequest("adapter", str(error), hint=error.hint) from error
 
 
+def to_tokens(
+    message: pb.TokenizeRequest, *, bounds: Bounds, encoder: PromptEncoder
+) -> tuple[int, ...]:
+    """The prompt as the model reads it. Raises InvalidRequest."""
+    if message.WhichOneof("input") is None:
+        raise InvalidRequest("input", "one of prompt and chat is required")
+    return _encoded(message, bounds, encoder)
+
+
 def _prompt(message: pb.GenerateRequest, bounds: Bounds, encoder: PromptEncoder) -> tuple[int, ...]:
     field = message.WhichOneof("input")
-    match field:
-        case "prompt":
-            _check_length(field, len(message.prompt), bounds)
-            ids = encoder.encode(message.prompt)
-        case "chat":
-            ids = encoder.encode_chat(_messages(message.chat, bounds))
-        case "token_ids":
-            ids = tuple(message.token_ids.ids)
-            _check_token_ids("token_ids.ids", ids, bounds)
-        case _:
-            raise InvalidRequest("input", "one of prompt, token_ids and chat is required")
+    if field is None:
+        raise InvalidRequest("input", "one of prompt, token_ids and chat is required")
+    if field == "token_ids":
+        ids = tuple(message.token_ids.ids)
+        _check_token_ids("token_ids.ids", ids, bounds)
+    else:
+        ids = _encoded(message, bounds, encoder)
     if not ids:
         raise InvalidRequest(field, "must be at least one token long")
     if len(ids) >= bounds.max_context:
@@ -133,6 +146,15 @@ def _prompt(message: pb.GenerateRequest, bounds: Bounds, encoder: PromptEncoder)
             f"is {len(ids)} tokens long; at most {bounds.max_context - 1} leave room to answer",
         )
     return ids
+
+
+def _encoded(
+    message: pb.GenerateRequest | pb.TokenizeRequest, bounds: Bounds, encoder: PromptEncoder
+) -> tuple[int, ...]:
+    if message.WhichOneof("input") == "chat":
+        return encoder.encode_chat(_messages(message.chat, bounds))
+    _check_length("prompt", len(message.prompt), bounds)
+    return encoder.encode(message.prompt)
 
 
 def _messages(chat: pb.Chat, bounds: Bounds) -> list[ChatMessage]:
@@ -356,7 +378,11 @@ def _served(served: Served) -> pb.Served:
 
 
 def _usage(usage: Usage) -> pb.Usage:
-    return pb.Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+    )
 
 
 def _timings(timings: Timings) -> pb.Timings:

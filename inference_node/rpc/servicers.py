@@ -101,6 +101,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                         case Failed() as failed:
                             raise failed.error
 
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        async with _answering(context):
+            ids = await self._off_the_loop(
+                lambda: convert.to_tokens(
+                    request, bounds=self._bounds, encoder=self._engine.tokenizer
+                )
+            )
+            return pb.TokenizeResponse(token_ids=ids, max_context=self._bounds.max_context)
+
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: Context
     ) -> pb.GetModelInfoResponse:

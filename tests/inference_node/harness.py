@@ -117,6 +117,7 @@ class Node:
         tenant: str = DEFAULT_TENANT,
         request_id: str | None = None,
         priority: int = 0,
+        affinity_key: str = "",
     ) -> Answer:
         """Send a request that ignores end-of-text unless `stopping` says otherwise."""
         ids = self.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
@@ -131,6 +132,7 @@ class Node:
             min_generation=min_generation,
             deadline=None if deadline_in is None else time.monotonic() + deadline_in,
             priority=priority,
+            affinity_key=affinity_key,
         )
         self.engine.submit(request, answer.on_event)
         return answer

@@ -75,6 +75,30 @@ def test_text_and_token_ids_go_as_they_are(address: str, engine: ScriptedEngine)
     assert [request.prompt for request in engine.submitted] == [(104, 105), (104, 105)]
 
 
+def test_priority_and_affinity_go_with_the_request(address: str, engine: ScriptedEngine) -> None:
+    with Client(address) as client:
+        client.generate("hi", adapter="ada", priority=3, affinity_key="customer-7")
+        list(client.stream("hi", adapter="ada", priority=-3, affinity_key="customer-8"))
+    sent = [(request.priority, request.affinity_key) for request in engine.submitted]
+    assert sent == [(3, "customer-7"), (-3, "customer-8")]
+
+
+async def test_a_prompt_is_told_as_tokens_without_being_answered(
+    address: str, engine: ScriptedEngine
+) -> None:
+    with Client(address) as client:
+        assert client.tokenize("hi") == tuple(b"hi")
+        assert client.tokenize([Message("user", "hi")]) == tuple(b"<user>hi")
+        with pytest.raises(errors.InvalidRequest) as caught:
+            client.tokenize("x" * 100_000)
+        assert caught.value.field == "prompt"
+        with pytest.raises(errors.InvalidRequest):
+            client.tokenize([])
+    async with AsyncClient(address) as client:
+        assert await client.tokenize("hi") == tuple(b"hi")
+    assert engine.submitted == []
+
+
 def test_a_stream_tells_its_version_first_and_its_whole_answer_last(
     address: str, engine: ScriptedEngine
 ) -> None:

@@ -98,6 +98,7 @@ def test_every_rule_has_a_flag(run: Run, address: str, engine: ScriptedEngine) -
         " --presence-penalty -0.5 --frequency-penalty 0.25 --logit-bias 7=-100 --logit-bias 8=2"
     )
     flags += " --min-new-tokens 2 --stop-token-id 5 --ignore-eos --logprobs --top-logprobs 1 --echo"
+    flags += " --priority -2 --affinity-key customer-7"
     ran = run("generate", "hi", "--raw", "--json", "--address", address, *flags.split())
     assert ran.code == 0, ran.err
     request = engine.submitted[0]
@@ -113,6 +114,7 @@ def test_every_rule_has_a_flag(run: Run, address: str, engine: ScriptedEngine) -
     )
     assert request.stopping == Stopping(min_new_tokens=2, stop_token_ids=(5,), ignore_eos=True)
     assert request.output == Output(logprobs=True, top_logprobs=1, echo=True)
+    assert (request.priority, request.affinity_key) == (-2, "customer-7")
     answer = json.loads(ran.out)
     assert [each["logprob"] for each in answer["logprobs"]] == [-1.5, -1.5]
     assert answer["logprobs"][0]["top"] == [{"token_id": 65, "text": "A", "logprob": -0.5}]

@@ -56,6 +56,8 @@ def test_everything_that_is_asked_for_reaches_the_engine() -> None:
             ),
             min_generation=4,
             request_id="job-1",
+            priority=-3,
+            affinity_key="customer-7",
         )
     )
     assert request == Request(
@@ -80,6 +82,8 @@ def test_everything_that_is_asked_for_reaches_the_engine() -> None:
         ),
         min_generation=4,
         deadline=9.0,
+        priority=-3,
+        affinity_key="customer-7",
     )
 
 
@@ -124,6 +128,9 @@ REFUSED = [
     ("request_id", request_with(request_id="é")),
     ("min_generation", request_with(adapter="ada", min_generation=-1)),
     ("min_generation", request_with(min_generation=3)),
+    ("priority", request_with(priority=11)),
+    ("priority", request_with(priority=-11)),
+    ("affinity_key", request_with(adapter="ada", affinity_key="é" * 129)),
     ("sampling.temperature", sampling(temperature=-0.1)),
     ("sampling.temperature", sampling(temperature=2.1)),
     ("sampling.temperature", sampling(temperature=float("nan"))),
@@ -175,6 +182,8 @@ ACCEPTED = [
     request_with(adapter="a" * 64),
     request_with(adapter="ada@sha256:" + "a" * 64),
     request_with(request_id="~" * 64),
+    request_with(priority=10, affinity_key="é" * 128),
+    request_with(priority=-10),
     sampling(temperature=2.0, top_p=1.0, top_k=1, seed=2**64 - 1),
     sampling(min_p=1.0, repetition_penalty=2.0, presence_penalty=2.0, frequency_penalty=-2.0),
     sampling(min_p=0.0, repetition_penalty=0.01, presence_penalty=-2.0, frequency_penalty=2.0),

@@ -49,6 +49,11 @@ class InferenceServiceStub(object):
                 request_serializer=inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.StreamGenerateRequest.SerializeToString,
                 response_deserializer=inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.StreamGenerateResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/lorapool.v1.InferenceService/Tokenize',
+                request_serializer=inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/lorapool.v1.InferenceService/GetModelInfo',
                 request_serializer=inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.GetModelInfoRequest.SerializeToString,
@@ -78,6 +83,13 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Say how a prompt reads as tokens, without answering it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModelInfo(self, request, context):
         """Say which base model this node serves, and how much room it has.
         """
@@ -97,6 +109,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.StreamGenerate,
                     request_deserializer=inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.StreamGenerateRequest.FromString,
                     response_serializer=inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.StreamGenerateResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -163,6 +180,33 @@ class InferenceService(object):
             '/lorapool.v1.InferenceService/StreamGenerate',
             inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.StreamGenerateRequest.SerializeToString,
             inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.StreamGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorapool.v1.InferenceService/Tokenize',
+            inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            inference__node_dot_pb_dot_lorapool_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,
