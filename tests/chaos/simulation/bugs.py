@@ -259,8 +259,9 @@ def base_for_unknown() -> AbstractContextManager[Any]:
     """A request whose adapter cannot be had is answered by the base model."""
 
     def shrug(self: Admission, token: str, error: NodeError) -> None:
-        sequence = self._resolving.pop(token, None)
-        if sequence is not None:
+        claim = self._resolving.pop(token, None)
+        if claim is not None:
+            sequence = next(s for s, waiting in self._claims.items() if waiting is claim)
             self._ready(sequence)
 
     return patch.object(Admission, "_on_unresolved", shrug)

@@ -1,0 +1,27 @@
+"""Somebody who is to be given a version: a request, or an operator's order. Pure Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adapter_store.layout import AdapterRef
+from inference_node.adapters.slots import Entry
+from inference_node.errors import NodeError
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """Ends by being granted or refused, once, unless it is withdrawn before."""
+
+    token: str
+    """Names it to whoever looks up what its reference means."""
+    ref: AdapterRef
+    min_generation: int
+    bind: Callable[[Entry], None]
+    """Told which version it is to be, for good."""
+    grant: Callable[[], None]
+    """Told that the version may be leased now."""
+    refuse: Callable[[NodeError], None]
+    affinity: str = ""
+    """During a split of the adapter, equal keys get the same version; empty the active one."""

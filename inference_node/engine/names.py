@@ -1,0 +1,69 @@
+"""What each bare name serves on this node, and that no name goes back in time. Pure Python."""
+
+from __future__ import annotations
+
+from inference_node.adapters.slots import Entry, SlotTable, VersionKey
+from inference_node.adapters.watcher import Watcher
+
+Name = tuple[str, str]
+"""Tenant and adapter."""
+
+
+class Names:
+    """For the engine thread. A name serves only what is wholly resident; the watcher follows it."""
+
+    def __init__(self, slots: SlotTable, watcher: Watcher) -> None:
+        self._slots = slots
+        self._watcher = watcher
+        self._reached: dict[Name, int] = {}
+        """The generation that each name has served, or was deleted at: nothing older serves it."""
+
+    def serving(self, tenant: str, adapter: str) -> Entry | None:
+        return self._slots.serving(tenant, adapter)
+
+    def served_by(self, key: VersionKey) -> list[Entry]:
+        """Every name that means this version, as it is served."""
+        served = (self._slots.serving(*name) for name in self._slots.served_names())
+        return [entry for entry in served if entry is not None and entry.key == key]
+
+    def is_news(self, entry: Entry) -> bool:
+        """Whether its name has not gone past it while it was loading."""
+        return entry.gen >= self._reached.get((entry.tenant, entry.adapter), 0)
+
+    def serve(self, entry: Entry) -> None:
+        """Let the name mean `entry`, whose version is resident, unless it has gone past it."""
+        current = self._slots.serving(entry.tenant, entry.adapter)
+        if self.is_news(entry) and (current is None or current.gen < entry.gen):
+            self._slots.serve(entry)
+            self._reached[entry.tenant, entry.adapter] = entry.gen
+            self.tell_watcher()
+
+    def deleted(self, name: Name, gen: int) -> None:
+        """There is nothing to serve any more; what is on its way to the name must not revive it."""
+        self._reached[name] = max(gen, self._reached.get(name, 0))
+        current = self._slots.serving(*name)
+        if current is not None and current.gen < gen:
+            self._forget(name)
+
+    def withdrawn(self, name: Name, gen: int) -> None:
+        """Nothing up to `gen` is to be believed; what is trusted now may be older."""
+        self._reached.pop(name, None)
+        current = self._slots.serving(*name)
+        if current is not None and current.gen <= gen:
+            self._forget(name)
+
+    def tell_watcher(self) -> None:
+        """Which names are served; evictions may have ended some of it."""
+        entries = (self._slots.serving(*name) for name in self._slots.served_names())
+        self._watcher.watch((e.tenant, e.adapter, e.gen) for e in entries if e is not None)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when a name serves what it has gone past."""
+        for name in self._slots.served_names():
+            entry = self._slots.serving(*name)
+            assert entry is not None
+            assert self._reached.get(name) == entry.gen, f"{name} serves generation {entry.gen}"
+
+    def _forget(self, name: Name) -> None:
+        self._slots.forget(*name)
+        self.tell_watcher()
