@@ -1,7 +1,8 @@
 """The wire: messages in, messages out. Nothing here decides what is served, or when.
 
 servicers.py    one short method per RPC
-convert.py      messages to the engine's words and back; every bound on input
+convert.py      messages to the engine's words; every bound on input
+answers.py      the engine's words to messages
 mailbox.py      from the engine's thread to a call
 status.py       the one table from error to status
 limits.py       what one caller may take of the node

@@ -1,33 +1,16 @@
-"""Messages to the engine's words and back. Every bound on input is here and nowhere else."""
+"""Messages to the engine's words. Every bound on input is here and nowhere else."""
 
 from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
-from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
 
 from adapter_store.errors import InvalidName
-from adapter_store.layout import DEFAULT_TENANT, check_id, parse_ref
+from adapter_store.layout import DEFAULT_TENANT, AdapterRef, check_id, parse_ref
 from inference_node.errors import InvalidRequest
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
-from inference_node.request import (
-    Completed,
-    Delta,
-    Echo,
-    FinishReason,
-    ModelInfo,
-    Output,
-    Request,
-    Sampling,
-    Served,
-    Started,
-    Stopping,
-    Timings,
-    TokenScore,
-    Usage,
-)
+from inference_node.request import Output, Request, Sampling, Stopping
 from inference_node.rpc.engine_port import PromptEncoder
 from inference_node.text import ChatMessage
 
@@ -54,15 +37,6 @@ _ROLES = {
     pb.CHAT_ROLE_USER: "user",
     pb.CHAT_ROLE_ASSISTANT: "assistant",
 }
-_FINISH_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.STOP_SEQUENCE: pb.FINISH_REASON_STOP_SEQUENCE,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-}
-
-
-Written = Callable[[TokenIds[int]], str]
-"""What tokens look like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +54,9 @@ def to_request(
 
     Raises InvalidRequest with the field's path, relative to GenerateRequest.
     """
-    tenant = message.tenant or DEFAULT_TENANT
-    _check_names(tenant, message.adapter)
+    tenant = to_tenant(message.tenant)
+    if message.adapter:
+        to_ref(tenant, message.adapter)
     if message.request_id and not _REQUEST_ID.fullmatch(message.request_id):
         raise InvalidRequest("request_id", "must be 1 to 64 printable ASCII characters, no spaces")
     if message.min_generation < 0:
@@ -90,8 +65,6 @@ def to_request(
         raise InvalidRequest("min_generation", "the base model has no generations")
     if not -MAX_PRIORITY <= message.priority <= MAX_PRIORITY:
         raise InvalidRequest("priority", f"must be {-MAX_PRIORITY} to {MAX_PRIORITY}")
-    if len(message.affinity_key.encode()) > MAX_AFFINITY_BYTES:
-        raise InvalidRequest("affinity_key", f"must be at most {MAX_AFFINITY_BYTES} bytes long")
     return Request(
         request_id=message.request_id or uuid.uuid4().hex,
         tenant=tenant,
@@ -103,21 +76,32 @@ def to_request(
         min_generation=message.min_generation,
         deadline=deadline,
         priority=message.priority,
-        affinity_key=message.affinity_key,
+        affinity_key=to_affinity_key(message.affinity_key),
     )
 
 
-def _check_names(tenant: str, adapter: str) -> None:
+def to_tenant(text: str) -> str:
+    """Raises InvalidRequest for what is no tenant's name."""
+    tenant = text or DEFAULT_TENANT
     try:
-        check_id("tenant", tenant)
+        return check_id("tenant", tenant)
     except InvalidName as error:
         raise InvalidRequest("tenant", str(error), hint=error.hint) from error
-    if not adapter:
-        return
+
+
+def to_ref(tenant: str, text: str) -> AdapterRef:
+    """`name`, `name@label` or `name@sha256:<digest>`. Raises InvalidRequest."""
     try:
-        parse_ref(adapter, tenant=tenant)
+        return parse_ref(text, tenant=tenant)
     except InvalidName as error:
         raise InvalidRequest("adapter", str(error), hint=error.hint) from error
+
+
+def to_affinity_key(text: str) -> str:
+    """Raises InvalidRequest for one that is too long."""
+    if len(text.encode()) > MAX_AFFINITY_BYTES:
+        raise InvalidRequest("affinity_key", f"must be at most {MAX_AFFINITY_BYTES} bytes long")
+    return text
 
 
 def to_tokens(
@@ -256,139 +240,4 @@ def _stopping(message: pb.Stopping, bounds: Bounds) -> Stopping:
         stop=tuple(message.stop),
         stop_token_ids=stop_token_ids,
         ignore_eos=message.ignore_eos,
-    )
-
-
-def served_metadata(served: Served) -> tuple[tuple[str, str], ...]:
-    """Initial metadata naming the version; every value obeys a grammar that is ASCII."""
-    return (
-        ("x-lorapool-adapter", served.adapter),
-        ("x-lorapool-version", served.version),
-        ("x-lorapool-generation", str(served.generation)),
-        ("x-lorapool-digest", served.digest),
-    )
-
-
-def started_event(started: Started, request_id: str) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(
-        started=pb.Started(served=_served(started.served), request_id=request_id)
-    )
-
-
-def echo_event(echo: Echo, written: Written) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(echo=_echo(echo, written))
-
-
-def delta_event(delta: Delta, written: Written) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(
-        delta=pb.Delta(
-            text=delta.text, token_ids=delta.token_ids, logprobs=_logprobs(delta.scores, written)
-        )
-    )
-
-
-def completed_event(completed: Completed) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(
-        completed=pb.Completed(
-            finish_reason=_FINISH_REASONS[completed.finish_reason],
-            stop_sequence=completed.stop_sequence,
-            usage=_usage(completed.usage),
-            served=_served(completed.served),
-            seed=completed.seed,
-            timings=_timings(completed.timings),
-        )
-    )
-
-
-def answer(
-    completed: Completed, content: Delta, request_id: str, echo: Echo | None, written: Written
-) -> pb.GenerateResponse:
-    """A whole answer: `content` is every delta joined."""
-    return pb.GenerateResponse(
-        text=content.text,
-        token_ids=content.token_ids,
-        finish_reason=_FINISH_REASONS[completed.finish_reason],
-        stop_sequence=completed.stop_sequence,
-        usage=_usage(completed.usage),
-        served=_served(completed.served),
-        seed=completed.seed,
-        timings=_timings(completed.timings),
-        request_id=request_id,
-        logprobs=_logprobs(content.scores, written),
-        echo=None if echo is None else _echo(echo, written),
-    )
-
-
-def model_info(info: ModelInfo) -> pb.GetModelInfoResponse:
-    return pb.GetModelInfoResponse(
-        name=info.name,
-        architecture=info.architecture,
-        base_fingerprint=info.base_fingerprint,
-        device=info.device,
-        kernel=info.kernel,
-        base_bytes=info.base_bytes,
-        base_bytes_bf16=info.base_bytes_bf16,
-        max_context=info.max_context,
-        max_rank=info.max_rank,
-        groups=info.groups,
-        pool=pb.PoolStatus(
-            pages_total=info.pool.pages_total,
-            pages_free=info.pool.pages_free,
-            page_bytes=info.pool.page_bytes,
-            resident=info.pool.resident,
-            leases=info.pool.leases,
-        ),
-        running=info.running,
-        waiting=info.waiting,
-    )
-
-
-def _echo(echo: Echo, written: Written) -> pb.Echo:
-    return pb.Echo(
-        text=written(echo.token_ids),
-        token_ids=echo.token_ids,
-        logprobs=_logprobs(echo.scores, written),
-    )
-
-
-def _logprobs(scores: tuple[TokenScore, ...], written: Written) -> list[pb.TokenLogprob]:
-    return [
-        pb.TokenLogprob(
-            token_id=score.token_id,
-            text=written([score.token_id]),
-            logprob=score.logprob,
-            rank=score.rank,
-            top=[
-                pb.TopLogprob(token_id=t.token_id, text=written([t.token_id]), logprob=t.logprob)
-                for t in score.top
-            ],
-        )
-        for score in scores
-    ]
-
-
-def _served(served: Served) -> pb.Served:
-    return pb.Served(
-        tenant=served.tenant,
-        adapter=served.adapter,
-        version=served.version,
-        generation=served.generation,
-        digest=served.digest,
-    )
-
-
-def _usage(usage: Usage) -> pb.Usage:
-    return pb.Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=usage.cached_tokens,
-    )
-
-
-def _timings(timings: Timings) -> pb.Timings:
-    return pb.Timings(
-        queue_seconds=timings.queue,
-        adapter_load_seconds=timings.adapter_load,
-        ttft_seconds=timings.ttft,
-        decode_seconds=timings.decode,
     )

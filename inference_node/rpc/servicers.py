@@ -17,7 +17,7 @@ from inference_node.errors import DeadlineExpired, InvalidRequest, RequestInFlig
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
 from inference_node.request import Completed, Delta, Echo, Event, Failed, Started, TokenScore
-from inference_node.rpc import convert
+from inference_node.rpc import answers, convert
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.mailbox import Mailbox
 from inference_node.rpc.status import refusal
@@ -50,7 +50,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             while True:
                 match await call.next():
                     case Started() as started:
-                        await context.send_initial_metadata(convert.served_metadata(started.served))
+                        await context.send_initial_metadata(answers.served_metadata(started.served))
                     case Echo() as echo:
                         pass
                     case Delta() as delta:
@@ -60,7 +60,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     case Completed() as completed:
                         content = Delta("".join(texts), tuple(token_ids), tuple(scores))
                         make = partial(
-                            convert.answer,
+                            answers.answer,
                             completed,
                             content,
                             call.request_id,
@@ -84,19 +84,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     match await call.next():
                         case Started() as started:
                             await context.send_initial_metadata(
-                                convert.served_metadata(started.served)
+                                answers.served_metadata(started.served)
                             )
-                            await context.write(convert.started_event(started, call.request_id))
+                            await context.write(answers.started_event(started, call.request_id))
                         case Echo() as echo:
                             await context.write(
                                 await self._off_the_loop(
-                                    partial(convert.echo_event, echo, self._written)
+                                    partial(answers.echo_event, echo, self._written)
                                 )
                             )
                         case Delta() as delta:
-                            await context.write(convert.delta_event(delta, self._written))
+                            await context.write(answers.delta_event(delta, self._written))
                         case Completed() as completed:
-                            await context.write(convert.completed_event(completed))
+                            await context.write(answers.completed_event(completed))
                             return
                         case Failed() as failed:
                             raise failed.error
@@ -114,7 +114,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.GetModelInfoRequest, context: Context
     ) -> pb.GetModelInfoResponse:
         async with _answering(context):
-            return convert.model_info(self._engine.info())
+            return answers.model_info(self._engine.info())
 
     async def _off_the_loop(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, work)
