@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from inference_node.adapters.headroom import Headroom
 from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.recency import Recency
 
@@ -90,7 +91,7 @@ class SlotTable:
     _pinned_versions: set[VersionKey] = field(default_factory=set)
     _pinned_names: set[tuple[str, str]] = field(default_factory=set)
     _recency: Recency[VersionKey] = field(init=False)
-    _largest: tuple[int, ...] = field(init=False)
+    _headroom: Headroom = field(init=False)
     _stamps: int = 0
     _ticks: int = 0
     lease_count: int = 0
@@ -98,7 +99,7 @@ class SlotTable:
 
     def __post_init__(self) -> None:
         self._recency = Recency(sum(self.allocator.total))
-        self._largest = (0,) * len(self.allocator.total)
+        self._headroom = Headroom(self.allocator.total, self.headroom)
 
     def resident(self, key: VersionKey) -> Resident | None:
         """The version's pages, when they are filled and may be leased."""
@@ -179,7 +180,7 @@ class SlotTable:
         staged = Resident(key, self.allocator.allocate(wanted), scale, self._stamps)
         self._residents[key] = staged
         self._recency.add(key, sum(wanted))
-        self._largest = tuple(map(max, self._largest, wanted))
+        self._headroom.expect(wanted)
         return staged
 
     def abandon(self, staged: Resident) -> None:
@@ -239,13 +240,7 @@ class SlotTable:
         found = self.resident(key)
         assert found is not None
         pinned = {found.key: found} | {held.key: held for held in self._pinned_residents()}
-        fixed = self._pages_of([*pinned.values(), *self._condemned])
-        return all(
-            used + large + keep <= total
-            for used, large, keep, total in zip(
-                fixed, self._largest, self._keep(), self.allocator.total, strict=True
-            )
-        )
+        return self._headroom.fits_beside(self._pages_of([*pinned.values(), *self._condemned]))
 
     def pin(self, key: VersionKey) -> None:
         """Keep a resident version. Call only after `can_pin`."""
@@ -312,20 +307,12 @@ class SlotTable:
     def _pinned_residents(self) -> list[Resident]:
         return [self._residents[key] for key in self._pinned()]
 
-    def _keep(self) -> Sequence[int]:
-        return self._largest if self.headroom is None else self.headroom
-
     def _ask(self, wanted: Sequence[int], newcomer: bool) -> tuple[int, ...]:
         """What must be free for `wanted`; a newcomer never asks for more than could be."""
         if not newcomer:
             return tuple(wanted)
         fixed = self._pages_of([*self._pinned_residents(), *self._condemned])
-        return tuple(
-            max(want, min(want + keep, total - used))
-            for want, keep, total, used in zip(
-                wanted, self._keep(), self.allocator.total, fixed, strict=True
-            )
-        )
+        return self._headroom.asked(wanted, fixed=fixed)
 
     def _room(self, going: Sequence[Resident]) -> tuple[int, ...]:
         """Free pages once all of `going` is gone."""
