@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from inference_node.adapters.recency import Recency
-from inference_node.adapters.slots import VersionKey
+from inference_node.adapters.versions import VersionKey
 from inference_node.adapters.weights import HostAdapter
 
 

@@ -30,7 +30,7 @@ from adapter_store.validate import check_content, check_sizes, largest_rank
 from inference_node.adapters.host_tier import HostTier
 from inference_node.adapters.outcomes import as_node_error, is_permanent
 from inference_node.adapters.pool import AdapterPool
-from inference_node.adapters.slots import Entry, Resident, VersionKey
+from inference_node.adapters.versions import Entry, Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter, host_adapter
 from inference_node.errors import AdapterIncompatible, EngineFailure, NodeError
 from inference_node.kernels.lora import ModuleMap

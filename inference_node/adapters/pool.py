@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from inference_node.adapters.pages import PageAllocator
-from inference_node.adapters.slots import Resident
+from inference_node.adapters.versions import Resident
 from inference_node.adapters.weights import HostAdapter
 from inference_node.kernels.lora import GroupPool, ModuleMap, SlotPages
 

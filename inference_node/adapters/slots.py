@@ -18,63 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 from inference_node.adapters.headroom import Headroom
 from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.recency import Recency
-
-
-@dataclass(frozen=True, slots=True)
-class VersionKey:
-    """Identity of content on this node."""
-
-    tenant: str
-    vdig: str
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a name resolved to: immutable, held by a request from admission to its last token."""
-
-    tenant: str
-    adapter: str
-    label: str
-    gen: int
-    key: VersionKey
-
-
-class Residency(Enum):
-    """Where a version stands on the way to, or from, the device."""
-
-    STAGING = "staging"
-    """Pages are taken and being filled; nobody may read them."""
-    RESIDENT = "resident"
-    DRAINING = "draining"
-    """No new lease; freed when the last one is dropped."""
-    FREED = "freed"
-    CONDEMNED = "condemned"
-    """Its pages could not be wiped after a failed copy: nobody gets them again."""
-
-
-@dataclass(slots=True, eq=False)
-class Resident:
-    """A version that holds pages."""
-
-    key: VersionKey
-    pages: tuple[tuple[int, ...], ...]  # [groups][pages]
-    scale: float
-    stamp: int
-    """Distinct for every allocation; the pool's pages carry it while they are this version's."""
-    state: Residency = Residency.STAGING
-    leases: int = 0
-    last_used: int = 0
-    since: float = 0.0
-    """When requests could first hold it, on the engine's clock."""
-    used: bool = False
-    """Whether any request ever held it."""
-    superseded: bool = False
-    """A newer version serves the name: first to go when pages are needed."""
+from inference_node.adapters.versions import Entry, Residency, Resident, VersionKey
 
 
 @dataclass(slots=True)

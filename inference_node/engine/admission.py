@@ -22,7 +22,8 @@ from inference_node.adapters.loader import (
     Withdrawn,
 )
 from inference_node.adapters.pool import AdapterPool
-from inference_node.adapters.slots import Entry, Resident, SlotTable
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, Resident
 from inference_node.adapters.watcher import Watcher
 from inference_node.engine.arrivals import Arrivals
 from inference_node.engine.claims import Claim

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from inference_node.adapters.loader import Filled, Loader, Prepared, Target, Unfilled, Unprepared
 from inference_node.adapters.pool import AdapterPool
-from inference_node.adapters.slots import Entry, SlotTable, VersionKey
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.claims import Claim
 from inference_node.engine.names import Name, Names

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapter_store.layout import AdapterRef
-from inference_node.adapters.slots import Entry
+from inference_node.adapters.versions import Entry
 from inference_node.errors import NodeError
 
 

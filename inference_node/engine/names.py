@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from inference_node.adapters.slots import Entry, SlotTable, VersionKey
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.adapters.watcher import Watcher
 
 Name = tuple[str, str]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 
-from inference_node.adapters.slots import Resident, SlotTable
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Resident
 from inference_node.engine.sequence import Sequence
 
 

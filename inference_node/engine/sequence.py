@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from inference_node.adapters.slots import Entry, Resident
+from inference_node.adapters.versions import Entry, Resident
 from inference_node.request import (
     FinishReason,
     OnEvent,

@@ -32,7 +32,8 @@ from adapter_store.layout import DEFAULT_TENANT
 from adapter_store.notify import HintStream
 from adapter_store.reader import Reader
 from adapter_store.settings import load_settings
-from inference_node.adapters.slots import Entry, SlotTable
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry
 from inference_node.config import EngineConfig
 from inference_node.engine.build import build_engine
 from inference_node.engine.loop import EngineLoop

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference_node.adapters.slots import Resident
+from inference_node.adapters.versions import Resident
 from inference_node.kernels.lora import SlotPages
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.harness import Node

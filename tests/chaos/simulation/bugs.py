@@ -25,7 +25,8 @@ from adapter_store.retention import Needs, Roots
 from adapter_store.slot import Slot
 from adapter_store.upload import Placed, Uploader, put_once
 from inference_node.adapters.loader import Filled, Loader
-from inference_node.adapters.slots import Resident, SlotTable
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Resident
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.admission import Admission
 from inference_node.errors import NodeError

@@ -23,7 +23,8 @@ from inference_node.adapters import loader as loader_module
 from inference_node.adapters.loader import Learned, Loader, LoaderEvent
 from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.pool import AdapterPool
-from inference_node.adapters.slots import Entry, Resident, SlotTable
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, Resident
 from inference_node.adapters.watcher import Watcher
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.admission import Admission

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from inference_node.adapters.host_tier import HostTier
-from inference_node.adapters.slots import VersionKey
+from inference_node.adapters.versions import VersionKey
 from inference_node.adapters.weights import HostAdapter, HostGroup
 
 

@@ -37,7 +37,8 @@ from inference_node.adapters.loader import (
     Unresolved,
 )
 from inference_node.adapters.pool import AdapterPool
-from inference_node.adapters.slots import Entry, SlotTable, VersionKey
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.errors import (
     AdapterCorrupt,
     AdapterIncompatible,

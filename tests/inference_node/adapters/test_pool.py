@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from inference_node.adapters.pool import AdapterPool, StalePages
-from inference_node.adapters.slots import Resident, SlotTable, VersionKey
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter, host_adapter
 from tests.inference_node.adapters.contents import ALL, MAP, content
 

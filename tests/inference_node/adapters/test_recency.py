@@ -6,7 +6,8 @@ import pytest
 
 from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.recency import Recency
-from inference_node.adapters.slots import Entry, SlotTable, VersionKey
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, VersionKey
 
 ROOM = 20
 HOT = [f"hot{number}" for number in range(10)]

@@ -18,13 +18,8 @@ from hypothesis.stateful import (
 )
 
 from inference_node.adapters.pages import PageAllocator
-from inference_node.adapters.slots import (
-    Entry,
-    Residency,
-    Resident,
-    SlotTable,
-    VersionKey,
-)
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, Residency, Resident, VersionKey
 
 PAGES = (6, 8)
 KEYS = [VersionKey(tenant, f"{number}" * 8) for tenant in ("t", "u") for number in range(3)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Tokens
 from typing import cast
 
-from inference_node.adapters.slots import Entry, VersionKey
+from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.engine.sequence import Sequence
 from inference_node.request import Request, Sampling, Stopping
 from inference_node.text import Detokenizer, StopMatcher

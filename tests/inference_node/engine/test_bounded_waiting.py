@@ -18,13 +18,8 @@ import pytest
 from adapter_store.record import VersionRef
 from inference_node.adapters.loader import Filled, Loader, Prepared, Resolved, Target
 from inference_node.adapters.pages import PageAllocator
-from inference_node.adapters.slots import (
-    Entry,
-    Residency,
-    Resident,
-    SlotTable,
-    VersionKey,
-)
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, Residency, Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.admission import Admission
 from inference_node.engine.runner import Drawn, Runner

@@ -10,7 +10,8 @@ import pytest
 from adapter_store.record import VersionRef
 from inference_node.adapters.loader import Filled, Learned, Prepared, Resolved, Target
 from inference_node.adapters.pages import PageAllocator
-from inference_node.adapters.slots import Entry, Resident, SlotTable, VersionKey
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, Resident, VersionKey
 from inference_node.engine.admission import Admission
 from inference_node.engine.sequence import Sequence
 from inference_node.request import Request

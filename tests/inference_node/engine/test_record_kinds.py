@@ -15,7 +15,8 @@ from adapter_store.record import RecordKind
 from adapter_store.validate import LocalAdapter, read_adapter_dir
 from inference_node.adapters.loader import Learned, Loader, Target
 from inference_node.adapters.loader import _target as loader_target
-from inference_node.adapters.slots import Entry, SlotTable
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry
 from inference_node.adapters.weights import HostAdapter
 from inference_node.errors import AdapterNotFound
 from tests.inference_node.conftest import StartTiny

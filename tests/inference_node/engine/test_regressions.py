@@ -19,7 +19,8 @@ import torch
 
 from inference_node.adapters import loader as loader_module
 from inference_node.adapters.pool import AdapterPool
-from inference_node.adapters.slots import Resident, SlotTable, VersionKey
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter
 from inference_node.errors import EngineFailure
 from inference_node.kernels.lora import SlotPages

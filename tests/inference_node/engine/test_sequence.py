@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference_node.adapters.slots import Entry, VersionKey
+from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.engine.sequence import Phase
 from inference_node.request import FinishReason, Served, Stopping, Usage
 from tests.inference_node.engine.sequences import make_sequence

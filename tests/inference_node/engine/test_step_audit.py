@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from inference_node.adapters.pages import PageAllocator
-from inference_node.adapters.slots import Resident, SlotTable
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Resident
 from inference_node.engine.admission import Admission
 from inference_node.engine.kv_blocks import BlockAllocator
 from inference_node.engine.sequence import Sequence

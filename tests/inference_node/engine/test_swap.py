@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapter_store.layout import DEFAULT_TENANT, log_key
-from inference_node.adapters.slots import Resident
+from inference_node.adapters.versions import Resident
 from inference_node.engine.admission import Admission
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import AdapterCorrupt

@@ -21,7 +21,8 @@ from transformers import (
 from adapter_store.lora_config import parse_config
 from adapter_store.validate import AdapterTensors, check_content
 from inference_node.adapters.pool import AdapterPool
-from inference_node.adapters.slots import Resident, SlotTable, VersionKey
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Resident, VersionKey
 from inference_node.adapters.weights import host_adapter
 from inference_node.config import EngineConfig
 from inference_node.kernels.lora import LoraPlan

@@ -1,0 +1,58 @@
+"""A version on this node, by what it is and by the pages it holds. Pure Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class VersionKey:
+    """Identity of content on this node."""
+
+    tenant: str
+    vdig: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a name resolved to: immutable, held by a request from admission to its last token."""
+
+    tenant: str
+    adapter: str
+    label: str
+    gen: int
+    key: VersionKey
+
+
+class Residency(Enum):
+    """Where a version stands on the way to, or from, the device."""
+
+    STAGING = "staging"
+    """Pages are taken and being filled; nobody may read them."""
+    RESIDENT = "resident"
+    DRAINING = "draining"
+    """No new lease; freed when the last one is dropped."""
+    FREED = "freed"
+    CONDEMNED = "condemned"
+    """Its pages could not be wiped after a failed copy: nobody gets them again."""
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """A version that holds pages."""
+
+    key: VersionKey
+    pages: tuple[tuple[int, ...], ...]  # [groups][pages]
+    scale: float
+    stamp: int
+    """Distinct for every allocation; the pool's pages carry it while they are this version's."""
+    state: Residency = Residency.STAGING
+    leases: int = 0
+    last_used: int = 0
+    since: float = 0.0
+    """When requests could first hold it, on the engine's clock."""
+    used: bool = False
+    """Whether any request ever held it."""
+    superseded: bool = False
+    """A newer version serves the name: first to go when pages are needed."""
