@@ -3,6 +3,9 @@
 NodeError
 ├── InvalidRequest       a field breaks its bound; nothing was queued
 │   └── RequestInFlight  another request of that id still runs; nothing was queued
+├── Unauthenticated      the node does not know who calls; nothing was looked at
+│   └── CredentialsExpired   it did until a moment ago: get a new token
+├── Forbidden            the caller is known, and lacks the role that the RPC needs
 ├── AdapterNotFound      no such adapter or version for this tenant (forbidden answers the same)
 ├── AdapterIncompatible  it exists, but was published for another base, or cannot fit this node
 ├── AdapterCorrupt       its bytes are not what the log says; the last good version keeps serving
@@ -66,6 +69,24 @@ class RequestInFlight(InvalidRequest):
     """The request's id names another one that still runs on this node."""
 
     reason = "REQUEST_IN_FLIGHT"
+
+
+class Unauthenticated(NodeError):
+    """No credentials, or none that this node accepts."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class CredentialsExpired(Unauthenticated):
+    """The token counted, and its time is over."""
+
+    reason = "CREDENTIALS_EXPIRED"
+
+
+class Forbidden(NodeError):
+    """The caller lacks the role that the RPC needs; adapters out of scope are not found instead."""
+
+    reason = "ROLE_REQUIRED"
 
 
 class AdapterNotFound(NodeError):

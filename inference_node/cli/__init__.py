@@ -1,7 +1,8 @@
 """`inference-node`: serve a base model with any number of adapters, and talk to a node.
 
 Exit codes: 0 fine, 1 anything else, 2 usage or a bad setting, 3 not found, 4 a condition does not
-hold, 5 damaged content, 6 nobody answers, 7 no room now, 8 the deadline passed.
+hold, 5 damaged content, 6 nobody answers, 7 no room now, 8 the deadline passed,
+9 the node does not let you.
 
 Commands import what they need when they run: `--help` must not wait for torch or grpc.
 """

@@ -13,12 +13,17 @@ from adapter_store.cli.outcome import exit_code as store_exit_code
 from adapter_store.errors import StoreError
 from inference_node import errors as node
 
-OK, OTHER, USAGE, NOT_FOUND, CONDITION, DAMAGED, UNREACHABLE, EXHAUSTED, DEADLINE = range(9)
+OK, OTHER, USAGE, NOT_FOUND, CONDITION, DAMAGED, UNREACHABLE, EXHAUSTED, DEADLINE, DENIED = range(
+    10
+)
 
 _BY_REASON = {
     node.InvalidRequest.reason: USAGE,
     node.BadConfiguration.reason: USAGE,
     node.UnsupportedModel.reason: USAGE,
+    node.Unauthenticated.reason: DENIED,
+    node.CredentialsExpired.reason: DENIED,
+    node.Forbidden.reason: DENIED,
     node.AdapterNotFound.reason: NOT_FOUND,
     node.AdapterIncompatible.reason: CONDITION,
     node.StaleNode.reason: CONDITION,

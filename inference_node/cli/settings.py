@@ -10,8 +10,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from inference_node.config import EngineConfig
 from inference_node.errors import BadConfiguration
+from inference_node.rpc.auth import AuthConfig
 from inference_node.rpc.limits import ServerConfig
 from inference_node.rpc.tls import TlsFiles
+from inference_node.rpc.tokens import TokenRules
 
 PREFIX = "LORAPOOL_"
 MIB = 2**20
@@ -47,6 +49,13 @@ class NodeSettings(BaseSettings):
     tls_key_passphrase_file: Path | None = None
     tls_client_ca_file: Path | None = None
     """Callers must show a certificate that one of these authorities signed."""
+    jwks_file: Path | None = None
+    """Public keys of whoever issues bearer tokens (RFC 7517); read again when it changes."""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    """What tokens must name as `iss` and `aud`; both belong to `jwks_file`."""
+    identities_file: Path | None = None
+    """Which callers' certificates may do what, TOML; needs `tls_client_ca_file`."""
     base_model: str = ""
     """A transformers checkpoint folder or model id; empty for the bundled SmolLM2."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -120,11 +129,12 @@ class NodeSettings(BaseSettings):
         )
 
     def server_config(self) -> ServerConfig:
-        """Raises BadConfiguration for an address that others reach without `insecure`."""
+        """Raises BadConfiguration for an address that others reach without TLS and auth."""
         return ServerConfig(
             listen=self.listen,
             insecure=self.insecure,
             tls=self._tls(),
+            auth=self._auth(),
             max_request_seconds=self.max_request_seconds,
             drain_delay=self.drain_delay,
             drain_seconds=self.drain_seconds,
@@ -146,6 +156,24 @@ class NodeSettings(BaseSettings):
             ),
             client_ca=self.tls_client_ca_file,
         )
+
+    def _auth(self) -> AuthConfig | None:
+        given = {"JWKS_FILE": self.jwks_file, "JWT_ISSUER": self.jwt_issuer}
+        given["JWT_AUDIENCE"] = self.jwt_audience
+        missing = [PREFIX + name for name, value in given.items() if not value]
+        if 0 < len(missing) < len(given):
+            raise BadConfiguration(
+                f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
+                hint="tokens need their keys, their issuer and their audience",
+            )
+        tokens = None
+        if self.jwks_file is not None:
+            tokens = TokenRules(
+                jwks=self.jwks_file, issuer=self.jwt_issuer, audience=self.jwt_audience
+            )
+        if tokens is None and self.identities_file is None:
+            return None
+        return AuthConfig(tokens=tokens, identities=self.identities_file)
 
     def checkpoint(self) -> str:
         """The base model's folder or id; makes the bundled one first when it is the one."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from inference_node.addresses import is_loopback
 from inference_node.errors import BadConfiguration
+from inference_node.rpc.auth import AuthConfig
 from inference_node.rpc.tls import TlsFiles
 
 MAX_MESSAGE_BYTES = 2**20
@@ -22,6 +23,8 @@ class ServerConfig:
     """Listen beyond loopback although calls are not both encrypted and authenticated."""
     tls: TlsFiles | None = None
     """Plaintext without."""
+    auth: AuthConfig | None = None
+    """Without, everybody may do everything."""
     max_request_seconds: float = 600.0
     """Longest deadline granted; also that of calls that bring none."""
     drain_delay: float = 2.0
@@ -38,12 +41,27 @@ class ServerConfig:
             raise BadConfiguration("drain_delay and drain_seconds must not be negative")
         if self.max_concurrent_rpcs < 1:
             raise BadConfiguration("max_concurrent_rpcs must be at least 1")
-        if not self.insecure and not is_loopback(self.listen):
+        certified = self.tls is not None and self.tls.client_ca is not None
+        if self.auth is not None and self.auth.identities is not None and not certified:
+            raise BadConfiguration(
+                "LORAPOOL_IDENTITIES_FILE knows callers by a certificate that nobody is asked for",
+                hint="set LORAPOOL_TLS_CLIENT_CA_FILE",
+            )
+        self._check_reach()
+
+    def _check_reach(self) -> None:
+        missing = [
+            what
+            for what, there in (("encrypted", self.tls), ("authenticated", self.auth))
+            if there is None
+        ]
+        if missing and not self.insecure and not is_loopback(self.listen):
             raise BadConfiguration(
                 f"listen address {self.listen!r} is reachable from other machines, and calls are "
-                "neither encrypted nor authenticated",
-                hint="listen on 127.0.0.1, or pass --insecure (LORAPOOL_INSECURE=1) where the "
-                "network itself is trusted",
+                f"not {' and not '.join(missing)}",
+                hint="set LORAPOOL_TLS_CERT_FILE and LORAPOOL_JWKS_FILE or _IDENTITIES_FILE, "
+                "listen on 127.0.0.1, or pass --insecure (LORAPOOL_INSECURE=1) where the network "
+                "itself is trusted",
             )
 
 

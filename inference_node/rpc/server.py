@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from inference_node.errors import BadConfiguration
 from inference_node.pb.lorapool.v1 import inference_pb2, inference_pb2_grpc
+from inference_node.rpc.auth import Gate
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.limits import ServerConfig, channel_options
 from inference_node.rpc.servicers import InferenceServicer
@@ -46,7 +47,9 @@ class NodeServer:
         self._servicer = InferenceServicer(engine, max_request_seconds=config.max_request_seconds)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            options=channel_options(), maximum_concurrent_rpcs=config.max_concurrent_rpcs
+            interceptors=[Gate(config.auth)],
+            options=channel_options(),
+            maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

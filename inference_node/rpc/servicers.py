@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,9 +18,10 @@ from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
 from inference_node.request import Completed, Delta, Echo, Event, Failed, Started, TokenScore
 from inference_node.rpc import answers, convert
+from inference_node.rpc.auth import grant
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.mailbox import Mailbox
-from inference_node.rpc.status import refusal
+from inference_node.rpc.status import answering
 
 ANSWER_GRACE = 5.0
 """Seconds past its deadline after which a request the engine never answered is given up."""
@@ -42,7 +43,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._in_flight: set[str] = set()
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        async with _answering(context), self._accepted(request, context) as call:
+        async with answering(context), self._accepted(request, context) as call:
             texts: list[str] = []
             token_ids: list[int] = []
             scores: list[TokenScore] = []
@@ -76,7 +77,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def StreamGenerate(  # type: ignore[override]
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> None:
-        async with _answering(context):
+        async with answering(context):
             if not request.HasField("request"):
                 raise InvalidRequest("request", "is required")
             async with self._accepted(request.request, context) as call:
@@ -102,7 +103,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                             raise failed.error
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        async with _answering(context):
+        async with answering(context):
             ids = await self._off_the_loop(
                 lambda: convert.to_tokens(
                     request, bounds=self._bounds, encoder=self._engine.tokenizer
@@ -113,7 +114,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: Context
     ) -> pb.GetModelInfoResponse:
-        async with _answering(context):
+        async with answering(context):
             return answers.model_info(self._engine.info())
 
     async def _off_the_loop(self, work: Callable[[], T]) -> T:
@@ -135,22 +136,25 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 message, bounds=self._bounds, encoder=self._engine.tokenizer, deadline=deadline
             )
         )
+        granted = grant(request.tenant, request.adapter)
+        request = replace(request, tenant=granted.tenant, adapter=granted.adapter)
         request_id = request.request_id
         if request_id in self._in_flight:
             raise RequestInFlight("request_id", f"{request_id!r} is still in flight on this node")
         # Held until the engine is done with it, which after a cancel is one step later.
         self._in_flight.add(request_id)
         mailbox = Mailbox(on_last=lambda: self._in_flight.discard(request_id))
-        try:
-            self._engine.submit(request, mailbox.post)
-        except BaseException:
-            self._in_flight.discard(request_id)
-            raise
-        try:
-            yield _Call(request_id, mailbox, deadline)
-        finally:
-            if not mailbox.ended:
-                self._engine.cancel(request_id)
+        with granted.in_words_of_the_question():
+            try:
+                self._engine.submit(request, mailbox.post)
+            except BaseException:
+                self._in_flight.discard(request_id)
+                raise
+            try:
+                yield _Call(request_id, mailbox, deadline)
+            finally:
+                if not mailbox.ended:
+                    self._engine.cancel(request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +172,3 @@ class _Call:
                 return await self.mailbox.next()
         except TimeoutError:
             raise DeadlineExpired("the engine gave no answer by the deadline") from None
-
-
-@contextlib.asynccontextmanager
-async def _answering(context: Context) -> AsyncIterator[None]:
-    """Turn what the body raises into the call's status."""
-    try:
-        yield
-    except grpc.aio.AbortError:
-        raise
-    except Exception as error:
-        answer = refusal(error)
-        await context.abort(answer.code, answer.message, answer.trailers)

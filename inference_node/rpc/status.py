@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf import duration_pb2
@@ -23,6 +26,9 @@ MAX_TEXT = 512
 CODES: dict[type[errors.NodeError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.RequestInFlight: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.CredentialsExpired: grpc.StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.AdapterNotFound: grpc.StatusCode.NOT_FOUND,
     errors.AdapterIncompatible: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AdapterUntrusted: grpc.StatusCode.FAILED_PRECONDITION,
@@ -54,6 +60,18 @@ class Refusal:
     code: grpc.StatusCode
     message: str
     trailers: tuple[tuple[str, str | bytes], ...]
+
+
+@contextlib.asynccontextmanager
+async def answering(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """Turn what the body raises into the call's status."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        answer = refusal(error)
+        await context.abort(answer.code, answer.message, answer.trailers)
 
 
 def refusal(error: Exception) -> Refusal:

@@ -10,6 +10,7 @@ from inference_node.cli.settings import load_settings
 from inference_node.config import EngineConfig
 from inference_node.errors import BadConfiguration
 from inference_node.rpc.limits import ServerConfig
+from inference_node.rpc.tokens import TokenRules
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +106,18 @@ def test_half_of_a_key_pair_is_refused_by_the_name_of_the_other(
     monkeypatch.setenv("LORAPOOL_TLS_CERT_FILE", "/tls/cert.pem")
     with pytest.raises(BadConfiguration, match="LORAPOOL_TLS_KEY_FILE"):
         load_settings().server_config()
+
+
+def test_tokens_need_their_keys_their_issuer_and_their_audience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LORAPOOL_JWKS_FILE", "/keys/jwks.json")
+    monkeypatch.setenv("LORAPOOL_JWT_ISSUER", "https://issuer.example")
+    with pytest.raises(BadConfiguration, match="LORAPOOL_JWT_AUDIENCE is not set"):
+        load_settings().server_config()
+    monkeypatch.setenv("LORAPOOL_JWT_AUDIENCE", "lorapool")
+    auth = load_settings().server_config().auth
+    assert auth is not None
+    assert auth.tokens == TokenRules(
+        jwks=Path("/keys/jwks.json"), issuer="https://issuer.example", audience="lorapool"
+    )

@@ -1,0 +1,274 @@
+"""Who calls, and what they may: decided here for every RPC, and nowhere else.
+
+    call -> Gate.intercept_service -> who is it?          UNAUTHENTICATED
+                                   -> POLICIES[method]    PERMISSION_DENIED, adapters unseen
+         -> servicer -> grant(tenant, adapter)            NOT_FOUND, see below
+
+What a caller must not see is answered like what does not exist, and takes as long: the request goes
+the whole way under a name that nobody can have published, counted for a tenant of the caller's own,
+and the answer is told in the words of the question.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import inspect
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from inference_node.errors import (
+    CredentialsExpired,
+    Forbidden,
+    InvalidRequest,
+    NodeError,
+    Unauthenticated,
+)
+from inference_node.rpc.identities import Identities, known_as, read_identities
+from inference_node.rpc.reloaded import Reloaded
+from inference_node.rpc.scopes import EVERYTHING, Role, Scope
+from inference_node.rpc.status import answering
+from inference_node.rpc.tokens import (
+    Claims,
+    Keys,
+    TokenExpired,
+    TokenRefused,
+    TokenRules,
+    read_keys,
+    verify,
+)
+
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+HINT = "send a bearer token for this node (--token-file), or a certificate that it knows"
+Context = grpc.aio.ServicerContext[Any, Any]
+_log = logging.getLogger(__name__)
+
+
+class Anyone(Enum):
+    """Policies that ask for no role."""
+
+    CALLER = "whoever is authenticated"
+    STRANGER = "everybody: probes carry no credentials"
+
+
+Policy = Role | Anyone
+
+POLICIES: Mapping[str, Policy] = {
+    "/lorapool.v1.InferenceService/Generate": Role.GENERATE,
+    "/lorapool.v1.InferenceService/StreamGenerate": Role.GENERATE,
+    "/lorapool.v1.InferenceService/Tokenize": Role.GENERATE,
+    "/lorapool.v1.InferenceService/GetModelInfo": Anyone.CALLER,
+    "/grpc.health.v1.Health/Check": Anyone.STRANGER,
+    # A stream that lasts holds one of the calls a node can have.
+    "/grpc.health.v1.Health/Watch": Anyone.CALLER,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Anyone.CALLER,
+}
+"""Every RPC there is. One that is missing here is refused to everybody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthConfig:
+    """How callers prove who they are: a token where they send one, else their certificate."""
+
+    tokens: TokenRules | None = None
+    identities: Path | None = None
+    """Which certificates may do what; see identities.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls."""
+
+    name: str
+    scope: Scope
+
+
+NOBODY = Caller("", EVERYTHING)
+"""Who calls a node that asks for no credentials."""
+_caller: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
+_secret = secrets.token_bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Under which names a request goes on."""
+
+    tenant: str
+    adapter: str
+    _asked: str
+    _stands_in: str
+    """For `_asked`, where that is not to be seen; empty where it is."""
+
+    @contextlib.contextmanager
+    def in_words_of_the_question(self) -> Iterator[None]:
+        """What the body raises names what was asked for, never what stands in for it."""
+        try:
+            yield
+        except NodeError as error:
+            if not self._stands_in or isinstance(error, InvalidRequest):
+                raise
+            raise self._retold(error) from None
+
+    def _retold(self, error: NodeError) -> NodeError:
+        def told(text: str) -> str:
+            return text.replace(self._stands_in, self._asked)
+
+        return type(error)(
+            told(str(error)),
+            hint=told(error.hint),
+            retry_after=error.retry_after,
+            details={key: told(value) for key, value in error.details.items()},
+        )
+
+
+def caller() -> Caller:
+    """Who makes the call that is being served."""
+    return _caller.get()
+
+
+def grant(tenant: str, adapter: str) -> Grant:
+    """What the present caller gets who asks for `adapter`, a checked reference, of `tenant`."""
+    scope = caller().scope
+    name, at, version = adapter.partition("@")
+    if scope.covers(tenant, name):
+        return Grant(tenant, adapter, "", "")
+    digest = hmac.digest(_secret, f"{tenant}/{name}".encode(), hashlib.sha256).hex()
+    own = tenant if scope.covers(tenant) else scope.home or f"nobody-{digest[:32]}"
+    stands_in = f"forbidden-{digest[:40]}"
+    asked = name or f"of tenant {tenant!r}"
+    return Grant(own, f"{stands_in}{at}{version}", asked, stands_in)
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Lets in whom `config` lets in; everybody, as NOBODY, where there is none."""
+
+    def __init__(
+        self, config: AuthConfig | None, *, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        """Raises BadConfiguration when a file is missing or malformed."""
+        self._open = config is None
+        self._wall_clock = wall_clock
+        self._rules = config.tokens if config else None
+        self._keys: Reloaded[Keys] | None = None
+        self._identities: Reloaded[Identities] | None = None
+        if config and (rules := config.tokens):
+            self._keys = Reloaded("JWKS file", (rules.jwks,), lambda: read_keys(rules.jwks))
+        if config and (path := config.identities):
+            self._identities = Reloaded("identities file", (path,), lambda: read_identities(path))
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        if handler is None or self._open:
+            return handler
+        return _guarded(handler, lambda context: self.admit(handler_call_details.method, context))
+
+    def admit(self, method: str, context: Context) -> Caller:
+        """Who calls `method`. Raises Unauthenticated and Forbidden."""
+        policy = POLICIES.get(method)
+        if policy is Anyone.STRANGER:
+            return Caller("", Scope())
+        found = self._authenticate(context)
+        if policy is None or (isinstance(policy, Role) and policy not in found.scope.roles):
+            needed = policy.value if policy else "none"
+            raise Forbidden(
+                f"{method.rpartition('/')[2]} is not for you",
+                hint="ask whoever issues your credentials for the role it needs",
+                details={"role": needed},
+            )
+        return found
+
+    def _authenticate(self, context: Context) -> Caller:
+        given = [
+            value for key, value in context.invocation_metadata() or () if key == "authorization"
+        ]
+        try:
+            if given:
+                claims = self._verify(given)
+                return Caller(f"token:{claims.subject}", claims.scope)
+            return self._by_certificate(context)
+        except TokenExpired:
+            raise CredentialsExpired(
+                "the token has expired", hint="get a new one and try again"
+            ) from None
+        except TokenRefused as error:
+            _log.info("refused %s: %s", context.peer(), error)
+            raise Unauthenticated("the credentials are not accepted", hint=HINT) from None
+
+    def _verify(self, given: list[str | bytes]) -> Claims:
+        if self._keys is None or self._rules is None:
+            raise TokenRefused("a token, and this node takes none")
+        scheme, _, token = str(given[0]).partition(" ")
+        if len(given) != 1 or scheme.lower() != "bearer":
+            raise TokenRefused("an authorization that is not one bearer token")
+        return verify(token, self._keys.now, self._rules, now=self._wall_clock())
+
+    def _by_certificate(self, context: Context) -> Caller:
+        if self._identities is None:
+            raise TokenRefused("no token")
+        identities = self._identities.now
+        # gRPC fills these in from a certificate that it has verified, and from nothing else.
+        proven = context.auth_context()
+        names = [
+            f"{kind}:{name.decode(errors='replace')}"
+            for kind in ("dns", "uri")
+            for name in proven.get(f"peer_{kind}", ())
+        ]
+        known = known_as(names, identities)
+        if known is None:
+            raise TokenRefused(f"neither a token nor a certificate that is known ({names[:4]})")
+        return Caller(known, identities[known])
+
+
+Admit = Callable[[Context], Caller]
+
+
+def _guarded(handler: Handler, admit: Admit) -> Handler:
+    """`handler`, once `admit` has said who calls."""
+    kinds: tuple[tuple[Any, Any], ...] = (
+        (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+        (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+        (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
+        (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+    )
+    behaviour, make = next(kind for kind in kinds if kind[0] is not None)
+    generates = inspect.isasyncgenfunction(behaviour)
+    guarded = _generator(behaviour, admit) if generates else _method(behaviour, admit)
+    made: Handler = make(guarded, handler.request_deserializer, handler.response_serializer)
+    return made
+
+
+def _method(behaviour: Any, admit: Admit) -> Any:
+    async def guarded(request: Any, context: Context) -> Any:
+        async with answering(context):
+            _caller.set(admit(context))
+        answer = behaviour(request, context)
+        # What a service leaves out is a plain function in the generated code.
+        return await answer if inspect.isawaitable(answer) else answer
+
+    return guarded
+
+
+def _generator(behaviour: Any, admit: Admit) -> Any:
+    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with answering(context):
+            _caller.set(admit(context))
+        async for response in behaviour(request, context):
+            yield response
+
+    return guarded
