@@ -194,7 +194,8 @@ class Admission:
 
         request = sequence.request
         claim = Claim(
-            request.request_id,
+            # An id may be used again while the answer for the one before is still on its way.
+            f"{request.request_id}#{sequence.order}",
             ref,
             request.min_generation,
             bind,

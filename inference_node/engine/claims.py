@@ -15,7 +15,7 @@ class Claim:
     """Ends by being granted or refused, once, unless it is withdrawn before."""
 
     token: str
-    """Names it to whoever looks up what its reference means."""
+    """Names it, and no other claim ever, to whoever looks up what its reference means."""
     ref: AdapterRef
     min_generation: int
     bind: Callable[[Entry], None]

@@ -233,9 +233,8 @@ class Node:
             prompt=(1,),
             min_generation=random.choice((0, 0, gen, gen + 1)),
         )
-        sequence = Sequence(
-            request, lambda event: None, 0.0, 0, 0, cast(Any, None), cast(Any, None)
-        )
+        order, unused = self._accepted, cast(Any, None)
+        sequence = Sequence(request, lambda event: None, 0.0, order, 0, unused, unused)
         self.waiting.append(sequence)
         self.world.note(f"{self.process.name} is asked for {request.adapter}")
         self.admission.begin(sequence)

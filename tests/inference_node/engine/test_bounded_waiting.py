@@ -194,6 +194,7 @@ class Queue:
         self.slots = SlotTable(PageAllocator([pages]))
         self.staged: list[Resident] = []
         self.on_host: dict[VersionKey, HostAdapter] = {}
+        self.looked_up: list[str] = []
         nothing = SimpleNamespace(
             prepare=lambda target: None,
             settled=lambda key: None,
@@ -202,7 +203,7 @@ class Queue:
             watch=list,
             note_checked=lambda *name: None,
             checked_at=lambda *name: None,
-            resolve=lambda *args: None,
+            resolve=lambda token, *args: self.looked_up.append(token),
             on_host=lambda key: self.on_host.get(key),
         )
         loaded = cast(Any, nothing)
@@ -226,7 +227,7 @@ class Queue:
         version = VersionRef("v1", name, "", {}, ())
         target = Target(Entry("t", name, "v1", 1, key), version)
         self.admission.begin(sequence)
-        self.admission.on_event(Resolved(sequence.request.request_id, target))
+        self.admission.on_event(Resolved(self.looked_up.pop(), target))
         self.admission.on_event(Prepared(key, cast(Any, SimpleNamespace(pages=(pages,), scale=1))))
         self.fill()
         return sequence
