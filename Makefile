@@ -39,6 +39,7 @@ lint: $(STAMP) ## ruff, mypy, import contracts, generated code, protos
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/baseline.binpb
 	$(BIN)/python protos/generate.py --check
 
 protos: $(STAMP) ## regenerate inference_node/pb

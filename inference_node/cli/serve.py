@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from adapter_store.reader import Reader
     from adapter_store.record import BaseCard
     from adapter_store.settings import StoreSettings
+    from adapter_store.signing import Verifier
     from inference_node.cli.settings import NodeSettings
     from inference_node.request import ModelInfo
 
@@ -56,7 +57,9 @@ def run(settings: NodeSettings) -> None:
 
     store_settings = load_store_settings()
     store = store_settings.open_store()
+    verifier = store_settings.open_verifier(logging.getLogger("inference_node.store").warning)
 
+    from adapter_store.reader import Reader
     from inference_node.engine.build import build_engine
     from inference_node.rpc.server import serve as serve_engine
 
@@ -64,7 +67,7 @@ def run(settings: NodeSettings) -> None:
     config = settings.engine_config(settings.checkpoint())
     engine = build_engine(
         config,
-        reader=_reader(store, settings, store_settings),
+        reader=_reader(store, settings, store_settings, verifier),
         hints=store_settings.open_hints(),
     )
     _meet(store, engine.card)
@@ -77,12 +80,18 @@ def run(settings: NodeSettings) -> None:
             on_ready=lambda port: _banner(
                 engine.info(), f"{host}:{port}" if port else server_config.listen, store_settings
             ),
+            open_reader=lambda: Reader(store, verifier=verifier),
         )
     )
     say("drained")
 
 
-def _reader(store: ObjectStore, settings: NodeSettings, store_settings: StoreSettings) -> Reader:
+def _reader(
+    store: ObjectStore,
+    settings: NodeSettings,
+    store_settings: StoreSettings,
+    verifier: Verifier | None,
+) -> Reader:
     import logging
 
     from adapter_store.cache import ContentCache
@@ -100,7 +109,7 @@ def _reader(store: ObjectStore, settings: NodeSettings, store_settings: StoreSet
     return Reader(
         store,
         cache=cache,
-        verifier=store_settings.open_verifier(log.warning),
+        verifier=verifier,
         on_refused=lambda error: log.warning("a record is refused: %s", error),
     )
 

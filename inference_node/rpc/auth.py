@@ -70,6 +70,10 @@ POLICIES: Mapping[str, Policy] = {
     "/lorapool.v1.InferenceService/StreamGenerate": Role.GENERATE,
     "/lorapool.v1.InferenceService/Tokenize": Role.GENERATE,
     "/lorapool.v1.InferenceService/GetModelInfo": Anyone.CALLER,
+    "/lorapool.v1.CatalogService/GetAdapter": Role.CATALOG,
+    "/lorapool.v1.CatalogService/ListAdapters": Role.CATALOG,
+    "/lorapool.v1.CatalogService/ListVersions": Role.CATALOG,
+    "/lorapool.v1.CatalogService/ResolveAdapter": Role.CATALOG,
     "/grpc.health.v1.Health/Check": Anyone.STRANGER,
     # A stream that lasts holds one of the calls a node can have.
     "/grpc.health.v1.Health/Watch": Anyone.CALLER,

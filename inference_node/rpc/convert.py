@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import uuid
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_MESSAGES = 1024
 MAX_PRIORITY = 10
 MAX_AFFINITY_BYTES = 256
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
+MAX_PAGE_TOKEN = 2048
+"""Stores choose the length of what is in it."""
 CHARACTERS_PER_TOKEN = 64
 """Text longer than this many characters per token of context is refused before it is tokenised."""
 
@@ -37,6 +42,14 @@ _ROLES = {
     pb.CHAT_ROLE_USER: "user",
     pb.CHAT_ROLE_ASSISTANT: "assistant",
 }
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Of a version in its adapter's log."""
+
+    generation: int
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +72,7 @@ def to_request(
         to_ref(tenant, message.adapter)
     if message.request_id and not _REQUEST_ID.fullmatch(message.request_id):
         raise InvalidRequest("request_id", "must be 1 to 64 printable ASCII characters, no spaces")
-    if message.min_generation < 0:
-        raise InvalidRequest("min_generation", "must not be negative")
+    to_generation(message.min_generation)
     if message.min_generation and not message.adapter:
         raise InvalidRequest("min_generation", "the base model has no generations")
     if not -MAX_PRIORITY <= message.priority <= MAX_PRIORITY:
@@ -95,6 +107,48 @@ def to_ref(tenant: str, text: str) -> AdapterRef:
         return parse_ref(text, tenant=tenant)
     except InvalidName as error:
         raise InvalidRequest("adapter", str(error), hint=error.hint) from error
+
+
+def to_name(tenant: str, text: str) -> AdapterRef:
+    """An adapter's name without a version. Raises InvalidRequest."""
+    ref = to_ref(tenant, text)
+    if ref.pinned:
+        raise InvalidRequest("adapter", "must be a name without a version")
+    return ref
+
+
+def to_generation(number: int) -> int:
+    """Raises InvalidRequest for a negative one."""
+    if number < 0:
+        raise InvalidRequest("min_generation", "must not be negative")
+    return number
+
+
+def to_page_size(number: int) -> int:
+    """Raises InvalidRequest beyond MAX_PAGE."""
+    if number > MAX_PAGE:
+        raise InvalidRequest("page_size", f"must be at most {MAX_PAGE}")
+    return number or DEFAULT_PAGE
+
+
+def from_page_token(token: str) -> str:
+    """What `published.page_token` made it of. Raises InvalidRequest."""
+    try:
+        if len(token) > MAX_PAGE_TOKEN:
+            raise ValueError
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except ValueError:
+        raise InvalidRequest("page_token", "is not one that a page came with") from None
+
+
+def to_place(token: str) -> Place | None:
+    """Where a page of versions goes on; None for the first. Raises InvalidRequest."""
+    if not token:
+        return None
+    generation, _, label = from_page_token(token).partition(".")
+    if not (generation.isascii() and generation.isdigit() and len(generation) <= 19):
+        raise InvalidRequest("page_token", "is not one that a page came with")
+    return Place(int(generation), label)
 
 
 def to_affinity_key(text: str) -> str:

@@ -36,6 +36,10 @@ class Scope:
         """Whether `adapter` of `tenant` is in it; the empty adapter is the base model."""
         return _among(tenant, self.tenants) and (not adapter or _among(adapter, self.adapters))
 
+    def covers_all(self, tenant: str) -> bool:
+        """Whether every adapter of `tenant` is in it."""
+        return _among(tenant, self.tenants) and "*" in self.adapters
+
     @property
     def home(self) -> str:
         """The first tenant that it names in full; empty when it names only patterns."""

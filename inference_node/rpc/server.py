@@ -19,17 +19,25 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from adapter_store.reader import Reader
 from inference_node.errors import BadConfiguration
-from inference_node.pb.lorapool.v1 import inference_pb2, inference_pb2_grpc
+from inference_node.pb.lorapool.v1 import (
+    catalog_pb2,
+    catalog_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
 from inference_node.rpc.auth import Gate
+from inference_node.rpc.catalog import CatalogServicer
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.limits import ServerConfig, channel_options
 from inference_node.rpc.servicers import InferenceServicer
 from inference_node.rpc.tls import server_credentials
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name
 LIVENESS = "liveness"
-READINESS = ("", "readiness", SERVICE)
+READINESS = ("", "readiness")
 HEALTH_POLL = 0.5
 """Seconds between two looks at the engine."""
 ENGINE_GRACE = 5.0
@@ -41,7 +49,14 @@ _log = logging.getLogger(__name__)
 class NodeServer:
     """A gRPC server over one engine. `start`, then `drain` once."""
 
-    def __init__(self, engine: Engine, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        config: ServerConfig,
+        *,
+        open_reader: Callable[[], Reader] | None = None,
+    ) -> None:
+        """`open_reader` opens the store for CatalogService, which is not served without."""
         self._engine = engine
         self._config = config
         self._servicer = InferenceServicer(engine, max_request_seconds=config.max_request_seconds)
@@ -52,9 +67,14 @@ class NodeServer:
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._servicer, self._server)
+        self._services = [SERVICE]
+        self._catalog = None if open_reader is None else CatalogServicer(open_reader)
+        if self._catalog is not None:
+            catalog_pb2_grpc.add_CatalogServiceServicer_to_server(self._catalog, self._server)
+            self._services.append(CATALOG)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         self._draining = False
         self._watch: asyncio.Task[None] | None = None
@@ -105,6 +125,8 @@ class NodeServer:
             _log.warning("the engine still had work after every call had ended")
         await asyncio.to_thread(self._engine.stop)
         self._servicer.close()
+        if self._catalog is not None:
+            self._catalog.close()
 
     async def _watch_engine(self) -> None:
         alive = True
@@ -118,7 +140,7 @@ class NodeServer:
     async def _tell_health(self, *, alive: bool) -> None:
         ready = alive and not self._draining
         await self._health.set(LIVENESS, _serving(alive))
-        for name in READINESS:
+        for name in (*READINESS, *self._services):
             await self._health.set(name, _serving(ready))
 
 
@@ -132,7 +154,13 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(event.wait(), seconds)
 
 
-async def serve(engine: Engine, config: ServerConfig, on_ready: Callable[[int], None]) -> None:
+async def serve(
+    engine: Engine,
+    config: ServerConfig,
+    on_ready: Callable[[int], None],
+    *,
+    open_reader: Callable[[], Reader] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `on_ready` is told the port."""
     loop = asyncio.get_running_loop()
     leave, hurry = asyncio.Event(), asyncio.Event()
@@ -142,7 +170,7 @@ async def serve(engine: Engine, config: ServerConfig, on_ready: Callable[[int], 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    server = NodeServer(engine, config)
+    server = NodeServer(engine, config, open_reader=open_reader)
     await server.start()
     on_ready(server.port)
     await leave.wait()
