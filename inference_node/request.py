@@ -237,3 +237,5 @@ class ModelInfo:
     pool: PoolStatus
     running: int
     waiting: int
+    generated_tokens: int = 0
+    """Since the node started."""

@@ -265,6 +265,7 @@ def to_model_info(message: pb.GetModelInfoResponse) -> ModelInfo:
         ),
         running=message.running,
         waiting=message.waiting,
+        generated_tokens=message.generated_tokens,
     )
 
 

@@ -110,6 +110,7 @@ def model_info(info: ModelInfo) -> pb.GetModelInfoResponse:
         ),
         running=info.running,
         waiting=info.waiting,
+        generated_tokens=info.generated_tokens,
     )
 
 

@@ -74,6 +74,13 @@ POLICIES: Mapping[str, Policy] = {
     "/lorapool.v1.CatalogService/ListAdapters": Role.CATALOG,
     "/lorapool.v1.CatalogService/ListVersions": Role.CATALOG,
     "/lorapool.v1.CatalogService/ResolveAdapter": Role.CATALOG,
+    "/lorapool.v1.AdapterService/PreloadAdapter": Role.OPERATE,
+    "/lorapool.v1.AdapterService/PinAdapter": Role.OPERATE,
+    "/lorapool.v1.AdapterService/UnpinAdapter": Role.OPERATE,
+    "/lorapool.v1.AdapterService/UnloadAdapter": Role.OPERATE,
+    "/lorapool.v1.AdapterService/ListLoadedAdapters": Role.OPERATE,
+    "/lorapool.v1.AdapterService/GetPoolStatus": Role.OPERATE,
+    "/lorapool.v1.AdapterService/WatchPool": Role.OPERATE,
     "/grpc.health.v1.Health/Check": Anyone.STRANGER,
     # A stream that lasts holds one of the calls a node can have.
     "/grpc.health.v1.Health/Watch": Anyone.CALLER,

@@ -19,6 +19,8 @@ class ServerConfig:
 
     listen: str = "127.0.0.1:50051"
     """`host:port`, `[ipv6]:port` or `unix:/path`; port 0 takes a free one."""
+    admin_listen: str = ""
+    """Where operators reach AdapterService; nowhere when empty."""
     insecure: bool = False
     """Listen beyond loopback although calls are not both encrypted and authenticated."""
     tls: TlsFiles | None = None
@@ -55,14 +57,21 @@ class ServerConfig:
             for what, there in (("encrypted", self.tls), ("authenticated", self.auth))
             if there is None
         ]
-        if missing and not self.insecure and not is_loopback(self.listen):
-            raise BadConfiguration(
-                f"listen address {self.listen!r} is reachable from other machines, and calls are "
-                f"not {' and not '.join(missing)}",
-                hint="set LORAPOOL_TLS_CERT_FILE and LORAPOOL_JWKS_FILE or _IDENTITIES_FILE, "
-                "listen on 127.0.0.1, or pass --insecure (LORAPOOL_INSECURE=1) where the network "
-                "itself is trusted",
-            )
+        if missing and not self.insecure:
+            for listen in filter(None, (self.listen, self.admin_listen)):
+                _check_loopback(listen, missing)
+
+
+def _check_loopback(listen: str, missing: list[str]) -> None:
+    """Raises BadConfiguration for an address that others reach."""
+    if not is_loopback(listen):
+        raise BadConfiguration(
+            f"listen address {listen!r} is reachable from other machines, and calls are "
+            f"not {' and not '.join(missing)}",
+            hint="set LORAPOOL_TLS_CERT_FILE and LORAPOOL_JWKS_FILE or _IDENTITIES_FILE, "
+            "listen on 127.0.0.1, or pass --insecure (LORAPOOL_INSECURE=1) where the network "
+            "itself is trusted",
+        )
 
 
 def channel_options() -> list[tuple[str, int]]:

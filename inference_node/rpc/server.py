@@ -1,4 +1,4 @@
-"""Listen, say how healthy the node is, and leave without dropping anyone.
+"""Serve, say how healthy the node is, and leave without dropping anyone.
 
     SIGTERM -> readiness NOT_SERVING -> drain_delay (load balancers notice)
             -> refuse new calls, running ones get drain_seconds -> engine drained and stopped
@@ -13,31 +13,30 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable
-
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from adapter_store.reader import Reader
-from inference_node.errors import BadConfiguration
 from inference_node.pb.lorapool.v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
     catalog_pb2,
     catalog_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
 )
-from inference_node.rpc.auth import Gate
+from inference_node.residency import ResidencyControl
+from inference_node.rpc.adapters import AdapterServicer
 from inference_node.rpc.catalog import CatalogServicer
+from inference_node.rpc.door import Door, Service
 from inference_node.rpc.engine_port import Engine
-from inference_node.rpc.limits import ServerConfig, channel_options
+from inference_node.rpc.limits import ServerConfig
 from inference_node.rpc.servicers import InferenceServicer
-from inference_node.rpc.tls import server_credentials
+from inference_node.rpc.tally import Tally
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name
-LIVENESS = "liveness"
-READINESS = ("", "readiness")
+ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name
 HEALTH_POLL = 0.5
 """Seconds between two looks at the engine."""
 ENGINE_GRACE = 5.0
@@ -47,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class NodeServer:
-    """A gRPC server over one engine. `start`, then `drain` once."""
+    """The gRPC servers over one engine. `start`, then `drain` once."""
 
     def __init__(
         self,
@@ -55,56 +54,55 @@ class NodeServer:
         config: ServerConfig,
         *,
         open_reader: Callable[[], Reader] | None = None,
+        control: ResidencyControl | None = None,
     ) -> None:
-        """`open_reader` opens the store for CatalogService, which is not served without."""
+        """`open_reader` opens the store for CatalogService, which is not served without.
+
+        `control` takes the orders of AdapterService, where the configuration has an address for it.
+        """
         self._engine = engine
         self._config = config
-        self._servicer = InferenceServicer(engine, max_request_seconds=config.max_request_seconds)
-        self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
-            interceptors=[Gate(config.auth)],
-            options=channel_options(),
-            maximum_concurrent_rpcs=config.max_concurrent_rpcs,
+        tally = Tally()
+        self._servicer = InferenceServicer(
+            engine, tally, max_request_seconds=config.max_request_seconds
         )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._servicer, self._server)
-        self._services = [SERVICE]
         self._catalog = None if open_reader is None else CatalogServicer(open_reader)
-        if self._catalog is not None:
-            catalog_pb2_grpc.add_CatalogServiceServicer_to_server(self._catalog, self._server)
-            self._services.append(CATALOG)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if config.reflection:
-            names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+        self._adapters = None
+        self._door = Door(config.listen, "LORAPOOL_LISTEN", config, self._services())
+        self._doors = [self._door]
+        if config.admin_listen and control is not None:
+            self._adapters = AdapterServicer(control, engine.info, tally)
+            add = partial(adapters_pb2_grpc.add_AdapterServiceServicer_to_server, self._adapters)
+            services = [Service(ADAPTERS, add)]
+            admin = Door(config.admin_listen, "LORAPOOL_ADMIN_LISTEN", config, services)
+            self._doors.append(admin)
         self._draining = False
         self._watch: asyncio.Task[None] | None = None
         self.port = 0
         """The port in use, once started."""
+        self.admin_port = 0
+        """The port of AdapterService, once started; 0 where it is not served."""
+
+    def _services(self) -> Iterator[Service]:
+        add = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, self._servicer)
+        yield Service(SERVICE, add)
+        if self._catalog is not None:
+            yield Service(
+                CATALOG,
+                partial(catalog_pb2_grpc.add_CatalogServiceServicer_to_server, self._catalog),
+            )
 
     async def start(self) -> None:
         """Listen. Raises BadConfiguration when address, certificate or key cannot be had."""
         try:
-            self.port = self._bind()
+            self.port, self.admin_port, *_ = [*(door.bind() for door in self._doors), 0]
         except BaseException:
-            await self._server.stop(None)
+            await self._close_doors(None)
             raise
         await self._tell_health(alive=self._engine.healthy())
-        await self._server.start()
+        for door in self._doors:
+            await door.open()
         self._watch = asyncio.create_task(self._watch_engine())
-
-    def _bind(self) -> int:
-        listen, tls = self._config.listen, self._config.tls
-        credentials = None if tls is None else server_credentials(tls)
-        try:
-            if credentials is None:
-                return self._server.add_insecure_port(listen)
-            return self._server.add_secure_port(listen, credentials)
-        except RuntimeError as error:
-            raise BadConfiguration(
-                f"cannot listen on {listen}",
-                hint="another program holds the port, or the address is not this machine's; "
-                "set LORAPOOL_LISTEN",
-            ) from error
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
         """Leave in order; `hurry` ends every wait. The engine is stopped afterwards."""
@@ -112,12 +110,14 @@ class NodeServer:
         self._draining = True
         await self._tell_health(alive=self._engine.healthy())
         await _wait(hurry, self._config.drain_delay)
-        stopping = asyncio.create_task(self._server.stop(self._config.drain_seconds))
+        if self._adapters is not None:
+            await self._adapters.leave()
+        stopping = asyncio.create_task(self._close_doors(self._config.drain_seconds))
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         if not stopping.done():
-            await self._server.stop(0)
+            await self._close_doors(0)
         await stopping
         if self._watch is not None:
             self._watch.cancel()
@@ -138,15 +138,11 @@ class NodeServer:
                 await self._tell_health(alive=alive)
 
     async def _tell_health(self, *, alive: bool) -> None:
-        ready = alive and not self._draining
-        await self._health.set(LIVENESS, _serving(alive))
-        for name in (*READINESS, *self._services):
-            await self._health.set(name, _serving(ready))
+        for door in self._doors:
+            await door.tell_health(alive=alive, ready=alive and not self._draining)
 
-
-def _serving(good: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
-    status = health_pb2.HealthCheckResponse
-    return status.SERVING if good else status.NOT_SERVING
+    async def _close_doors(self, grace: float | None) -> None:
+        await asyncio.gather(*(door.close(grace) for door in self._doors))
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
@@ -160,6 +156,7 @@ async def serve(
     on_ready: Callable[[int], None],
     *,
     open_reader: Callable[[], Reader] | None = None,
+    control: ResidencyControl | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `on_ready` is told the port."""
     loop = asyncio.get_running_loop()
@@ -170,7 +167,7 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    server = NodeServer(engine, config, open_reader=open_reader)
+    server = NodeServer(engine, config, open_reader=open_reader, control=control)
     await server.start()
     on_ready(server.port)
     await leave.wait()

@@ -22,6 +22,7 @@ from inference_node.rpc.auth import grant
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.mailbox import Mailbox
 from inference_node.rpc.status import answering
+from inference_node.rpc.tally import Tally
 
 ANSWER_GRACE = 5.0
 """Seconds past its deadline after which a request the engine never answered is given up."""
@@ -33,8 +34,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """`lorapool.v1.InferenceService`."""
 
-    def __init__(self, engine: Engine, *, max_request_seconds: float) -> None:
+    def __init__(self, engine: Engine, tally: Tally, *, max_request_seconds: float) -> None:
         self._engine = engine
+        self._tally = tally
         self._max_request_seconds = max_request_seconds
         self._bounds = convert.Bounds(engine.info().max_context, engine.tokenizer.vocab_size)
         # Tokenising a long prompt takes tens of milliseconds, which the loop must not lose.
@@ -115,7 +117,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.GetModelInfoRequest, context: Context
     ) -> pb.GetModelInfoResponse:
         async with answering(context):
-            return answers.model_info(self._engine.info())
+            tokens = self._tally.totals.generated_tokens
+            return answers.model_info(replace(self._engine.info(), generated_tokens=tokens))
 
     async def _off_the_loop(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, work)
@@ -146,7 +149,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         mailbox = Mailbox(on_last=lambda: self._in_flight.discard(request_id))
         with granted.in_words_of_the_question():
             try:
-                self._engine.submit(request, mailbox.post)
+                self._engine.submit(request, self._tally.counting(request, mailbox.post))
             except BaseException:
                 self._in_flight.discard(request_id)
                 raise

@@ -993,6 +993,7 @@ class GetModelInfoResponse(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The base model."""
     architecture: _builtins.str
@@ -1015,6 +1016,8 @@ class GetModelInfoResponse(_message.Message):
     """Requests decoding now."""
     waiting: _builtins.int
     """Requests accepted and not yet decoding."""
+    generated_tokens: _builtins.int
+    """Tokens decoded since the node started."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Module groups an adapter may change."""
@@ -1039,10 +1042,11 @@ class GetModelInfoResponse(_message.Message):
         pool: Global___PoolStatus | None = ...,
         running: _builtins.int = ...,
         waiting: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_bytes", b"base_bytes", "base_bytes_bf16", b"base_bytes_bf16", "base_fingerprint", b"base_fingerprint", "device", b"device", "groups", b"groups", "kernel", b"kernel", "max_context", b"max_context", "max_rank", b"max_rank", "name", b"name", "pool", b"pool", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_bytes", b"base_bytes", "base_bytes_bf16", b"base_bytes_bf16", "base_fingerprint", b"base_fingerprint", "device", b"device", "generated_tokens", b"generated_tokens", "groups", b"groups", "kernel", b"kernel", "max_context", b"max_context", "max_rank", b"max_rank", "name", b"name", "pool", b"pool", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
