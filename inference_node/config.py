@@ -52,6 +52,9 @@ class EngineConfig:
     poll_seconds: float = 30.0
     """How often a resident adapter's log is checked while the hint stream is healthy."""
     poll_seconds_without_hints: float = 5.0
+    headroom_pages: int | None = None
+    """Pages of each module group left to the next version of an adapter that is served; None: as
+    many as the largest version so far."""
     page_wait_seconds: float = 1.0
     """For versions that wait longer for pages that requests hold, others make way, by turns."""
     max_staleness: float = 60.0
@@ -71,6 +74,8 @@ class EngineConfig:
                 raise BadConfiguration(f"{name} must be at least 1")
         if not all(0 < weight < math.inf for weight in self.tenant_weights.values()):
             raise BadConfiguration("tenant_weights must be above 0")
+        if self.headroom_pages is not None and self.headroom_pages < 0:
+            raise BadConfiguration("headroom_pages must not be negative")
         if self.page_wait_seconds < 0:
             raise BadConfiguration("page_wait_seconds must not be negative")
         if self.kv_tokens < self.block_tokens:

@@ -8,6 +8,7 @@ here touches the slot table.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ class Loader:
         max_rank: int,
         threads: int,
         post: Callable[[LoaderEvent], None],
+        clock: Callable[[], float] = time.monotonic,
         executor: Callable[[int, str], Executor] = ThreadPoolExecutor,
     ) -> None:
         """`executor` makes a pool of so many workers under a name."""
@@ -141,7 +143,7 @@ class Loader:
         self._dtype = dtype
         self._max_rank = max_rank
         self._post = post
-        self._host = HostTier(host_bytes)
+        self.host = HostTier(host_bytes, clock=clock)
         self._quarantine: dict[tuple[FileEntry, ...], NodeError] = {}
         """By the stored chunks: equal content published again comes from other chunks."""
         self._in_flight: set[VersionKey] = set()
@@ -177,7 +179,7 @@ class Loader:
 
     def on_host(self, key: VersionKey) -> HostAdapter | None:
         """The version as it would be copied to the device, if the host has kept it."""
-        return self._host.get(key)
+        return self.host.get(key)
 
     def fill(self, staged: Resident, host: HostAdapter) -> None:
         """Copy a version into its pages; posts Filled or Unfilled."""
@@ -253,7 +255,7 @@ class Loader:
     def _prepare(self, target: Target) -> None:
         key = target.entry.key
         try:
-            host = self._host.get(key) or self._fetch(target)
+            host = self.host.get(key) or self._fetch(target)
         except (StoreError, NodeError) as error:
             translated = as_node_error(error, f"{target.entry.adapter}@{target.entry.label}")
             if is_permanent(translated):
@@ -287,7 +289,7 @@ class Loader:
                 f"{max(self._pool.allocator.total)}",
                 hint="raise LORAPOOL_POOL_MB",
             )
-        self._host.put(key, host)
+        self.host.put(target.entry, host)
         return host
 
     def _check_base(self, ref: AdapterRef, version: VersionRef) -> None:

@@ -29,7 +29,9 @@ class AdapterPool:
         """As many pages in every group as `pool_bytes` holds, plus the null page 0."""
         self._modules = modules
         elements = [group.shape.page_elements(modules.layers) for group in modules.groups]
-        self.page_bytes = sum(elements) * dtype.itemsize
+        self.group_page_bytes = tuple(count * dtype.itemsize for count in elements)
+        """Of one page, in each group."""
+        self.page_bytes = sum(self.group_page_bytes)
         pages = max(1, pool_bytes // self.page_bytes)
         self.allocator = PageAllocator([pages] * len(modules.groups))
         self.groups = tuple(

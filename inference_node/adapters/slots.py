@@ -25,6 +25,17 @@ from inference_node.adapters.recency import Recency
 from inference_node.adapters.versions import Entry, Residency, Resident, VersionKey
 
 
+@dataclass(frozen=True, slots=True)
+class PagesByUse:
+    """Pages of each group; what is neither is held by requests, being filled or drained."""
+
+    idle: tuple[int, ...]
+    pinned: tuple[int, ...]
+    condemned: tuple[int, ...]
+    headroom: tuple[int, ...]
+    """That newcomers leave, of those that are free or idle."""
+
+
 @dataclass(slots=True)
 class SlotTable:
     """Residents, leases and what names serve."""
@@ -58,6 +69,10 @@ class SlotTable:
         """Whether pages are taken for this version, filled or not."""
         return key in self._residents
 
+    def holders(self) -> list[Resident]:
+        """Every version that has pages and is not condemned, draining ones last."""
+        return [*self._residents.values(), *self._leaving]
+
     def serving(self, tenant: str, adapter: str) -> Entry | None:
         """What the bare name means on this node now."""
         return self._serving.get((tenant, adapter))
@@ -80,10 +95,11 @@ class SlotTable:
             self._recency.used(key)
         return found
 
-    def release(self, held: Resident) -> None:
+    def release(self, held: Resident, *, now: float = 0.0) -> None:
         """Drop one lease; a draining version without leases gives its pages back."""
         assert held.leases > 0, "a lease is dropped once"
         held.leases -= 1
+        held.idle_since = now
         self.lease_count -= 1
         if held.state is Residency.DRAINING and held.leases == 0:
             self._free(held)
@@ -96,6 +112,18 @@ class SlotTable:
         room = self._room(self._idle())
         return all(
             want <= have for want, have in zip(self._ask(wanted, newcomer), room, strict=True)
+        )
+
+    def expect(self, wanted: Sequence[int]) -> None:
+        """A version of so many pages is on its way: newcomers leave it that headroom."""
+        self._headroom.expect(wanted)
+
+    def fits_beside_pins(self, wanted: Sequence[int]) -> bool:
+        """Whether `wanted` could be had if all that can ever go were gone."""
+        fixed = self._pages_of([*self._pinned_residents(), *self._condemned])
+        return all(
+            want + used <= total
+            for want, used, total in zip(wanted, fixed, self.allocator.total, strict=True)
         )
 
     def shortfall(self, wanted: Sequence[int], *, newcomer: bool = False) -> tuple[int, ...]:
@@ -147,7 +175,7 @@ class SlotTable:
     def activate(self, staged: Resident, *, now: float = 0.0) -> None:
         """The pages are filled: from now on the version may be leased."""
         assert staged.state is Residency.STAGING
-        staged.since = now
+        staged.since = staged.idle_since = now
         self._ticks += 1
         staged.last_used = self._ticks
         staged.state = Residency.RESIDENT
@@ -159,6 +187,7 @@ class SlotTable:
         before = self._serving.get((entry.tenant, entry.adapter))
         assert before is None or before.gen <= entry.gen
         self._serving[entry.tenant, entry.adapter] = entry
+        target.know(entry)
         target.superseded = False
         if before is not None and before.key != entry.key:
             self._recency.inherit(entry.key, before.key)
@@ -212,7 +241,23 @@ class SlotTable:
         return was
 
     def is_pinned(self, key: VersionKey) -> bool:
+        """By itself or by a name that serves it."""
         return key in self._pinned()
+
+    def is_pinned_itself(self, key: VersionKey) -> bool:
+        return key in self._pinned_versions
+
+    def is_pinned_name(self, tenant: str, adapter: str) -> bool:
+        return (tenant, adapter) in self._pinned_names
+
+    def by_use(self) -> PagesByUse:
+        """Where the pages are."""
+        return PagesByUse(
+            idle=self._pages_of(self._idle()),
+            pinned=self._pages_of(self._pinned_residents()),
+            condemned=self._pages_of(self._condemned),
+            headroom=self._headroom.pages,
+        )
 
     @property
     def resident_count(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from inference_node.request import Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,11 @@ class Entry:
     label: str
     gen: int
     key: VersionKey
+
+    @property
+    def served(self) -> Served:
+        """As an answer says it."""
+        return Served(self.tenant, self.adapter, self.label, self.gen, self.key.vdig)
 
 
 class Residency(Enum):
@@ -56,3 +63,12 @@ class Resident:
     """Whether any request ever held it."""
     superseded: bool = False
     """A newer version serves the name: first to go when pages are needed."""
+    idle_since: float = 0.0
+    """When the last lease was dropped, or the version came, on the engine's clock."""
+    known_as: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    """By adapter and label: what it was asked for as, the last one last."""
+
+    def know(self, entry: Entry) -> None:
+        """Remember a reference that means this version."""
+        self.known_as.pop((entry.adapter, entry.label), None)
+        self.known_as[entry.adapter, entry.label] = entry

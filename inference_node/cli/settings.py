@@ -90,6 +90,8 @@ class NodeSettings(BaseSettings):
     fetch_threads: int = Field(default=_ENGINE.fetch_threads, ge=1)
     poll_seconds: float = Field(default=_ENGINE.poll_seconds, gt=0)
     poll_seconds_without_hints: float = Field(default=_ENGINE.poll_seconds_without_hints, gt=0)
+    headroom_pages: int | None = Field(default=_ENGINE.headroom_pages, ge=0)
+    """Of each module group, left to next versions of served adapters; empty: as the largest."""
     page_wait_seconds: float = Field(default=_ENGINE.page_wait_seconds, ge=0)
     """For versions that wait longer for pages that requests hold, others make way, by turns."""
     max_staleness: float = Field(default=_ENGINE.max_staleness, ge=0)
@@ -124,6 +126,7 @@ class NodeSettings(BaseSettings):
             fetch_threads=self.fetch_threads,
             poll_seconds=self.poll_seconds,
             poll_seconds_without_hints=self.poll_seconds_without_hints,
+            headroom_pages=self.headroom_pages,
             page_wait_seconds=self.page_wait_seconds,
             max_staleness=self.max_staleness,
         )

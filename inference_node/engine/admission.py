@@ -23,7 +23,7 @@ from inference_node.adapters.loader import (
 )
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
-from inference_node.adapters.versions import Entry, Resident
+from inference_node.adapters.versions import Entry, Residency, Resident
 from inference_node.adapters.watcher import Watcher
 from inference_node.engine.arrivals import Arrivals
 from inference_node.engine.claims import Claim
@@ -59,8 +59,8 @@ class Admission:
         self._slots = slots
         self._loader = loader
         self._watcher = watcher
-        self._names = Names(slots, watcher)
-        self._arrivals = Arrivals(slots, pool, loader, self._names, clock=clock)
+        self.names = Names(slots, watcher)
+        self.arrivals = Arrivals(slots, pool, loader, self.names, clock=clock)
         self._ready = ready
         self._fail = fail
         self._clock = clock
@@ -86,7 +86,7 @@ class Admission:
     def claim(self, claim: Claim) -> None:
         """Find out which version a claim is for, and see that it is granted."""
         ref = claim.ref
-        current = self._names.serving(ref.tenant, ref.adapter)
+        current = self.names.serving(ref.tenant, ref.adapter)
         fresh = current is not None and self._may_serve(current, ref, claim.min_generation)
         token, key = claim.token, claim.affinity
         if key and not ref.pinned:
@@ -106,14 +106,14 @@ class Admission:
     def withdraw_claim(self, claim: Claim) -> NodeError | None:
         """Neither grant nor refuse it; what to tell one that was waiting for pages."""
         self._resolving.pop(claim.token, None)
-        return self._arrivals.withdraw(claim)
+        return self.arrivals.withdraw(claim)
 
     def release(self, sequence: Sequence) -> None:
         """Drop a request's lease, once, and use the room that may have come free."""
         if sequence.lease is not None:
-            self._slots.release(sequence.lease)
+            self._slots.release(sequence.lease, now=self._clock())
             sequence.lease = None
-            self._arrivals.stage()
+            self.arrivals.stage()
 
     def relieve(self, requests: Collection[Sequence], take_off: Callable[[Sequence], None]) -> None:
         """Bound the wait for pages: versions that others have waited for too long make way.
@@ -123,19 +123,21 @@ class Admission:
         wait with them. One whose bytes are not on the host any more runs to its end first.
         """
         before = self._clock() - self._page_wait
-        starving = self._arrivals.starving(before)
+        starving = self.arrivals.starving(before)
         if not starving:
             return
-        served = {name: self._names.serving(*name) for name in self._slots.served_names()}
-        drained = make_way(self._slots, starving, before, requests)
+        wanted = [arrival.host.pages for arrival in starving if arrival.host is not None]
+        newcomer = not all(map(self.arrivals.is_swap, starving))
+        served = {name: self.names.serving(*name) for name in self._slots.served_names()}
+        drained = make_way(self._slots, wanted, before, requests, newcomer=newcomer)
         for resident in drained:
             log.debug("%s makes way: others have waited for its pages", resident.key)
             names = [e for e in served.values() if e is not None and e.key == resident.key]
             holders = [sequence for sequence in requests if sequence.lease is resident]
             self._pause(resident, holders, names, take_off)
         if drained:
-            self._names.tell_watcher()
-            self._arrivals.stage()
+            self.names.tell_watcher()
+            self.arrivals.stage()
 
     def _pause(
         self,
@@ -153,11 +155,19 @@ class Admission:
             take_off(sequence)
             sequence.phase = Phase.LOADING
             sequence.lease = None
-            self._slots.release(resident)
+            self._slots.release(resident, now=self._clock())
             request = sequence.request
             ref = parse_ref(request.adapter, tenant=request.tenant)
             claims.append(self._claim_of(sequence, ref))
-        self._arrivals.bring_back(resident.key, host, names, claims)
+        entry = next(reversed(resident.known_as.values()))
+        self.arrivals.bring_back(entry, host, names, claims)
+
+    def unload(self, held: Resident) -> None:
+        """Refuse a version to new requests; its pages are free once those that hold it end."""
+        if held.state is Residency.RESIDENT:
+            self._slots.drain(held.key)
+            self.names.tell_watcher()
+            self.arrivals.stage()
 
     def on_event(self, event: LoaderEvent) -> None:
         """Act on what a worker thread reports."""
@@ -171,11 +181,19 @@ class Admission:
             case Withdrawn():
                 self._on_withdrawn(event)
             case _:
-                self._arrivals.on_event(event)
+                self.arrivals.on_event(event)
 
     def check_integrity(self) -> None:
+        """Raises AssertionError when pages, names and claims do not add up."""
         self._slots.check_integrity()
-        self._names.check_integrity()
+        self.names.check_integrity()
+        for claim in self._claims.values():
+            self.check_claim(claim)
+
+    def check_claim(self, claim: Claim) -> None:
+        """It waits in exactly one place, so that it is answered once."""
+        places = int(self._resolving.get(claim.token) is claim) + self.arrivals.count(claim)
+        assert places == 1, f"the claim {claim.token} waits in {places} places"
 
     def _claim_of(self, sequence: Sequence, ref: AdapterRef) -> Claim:
         def bind(entry: Entry) -> None:
@@ -186,6 +204,7 @@ class Admission:
             assert sequence.entry is not None
             del self._claims[sequence]
             sequence.lease = self._slots.lease(sequence.entry.key)
+            sequence.lease.know(sequence.entry)
             self._ready(sequence)
 
         def refuse(error: NodeError) -> None:
@@ -223,23 +242,23 @@ class Admission:
             return
         if found.asked:
             self._watcher.note_checked(entry.tenant, entry.adapter)
-        current = self._names.serving(entry.tenant, entry.adapter)
+        current = self.names.serving(entry.tenant, entry.adapter)
         if current is None or current.gen < entry.gen:
-            self._arrivals.bring(target)
+            self.arrivals.bring(target)
         if found.arm is not None and found.arm.entry.key != entry.key:
             # The name goes on meaning the active version; this claim alone gets the arm.
             self._bind(claim, found.arm.entry, found.arm)
         elif current is None or current.gen < claim.min_generation:
             self._bind(claim, entry, target)
         else:
-            self._bind(claim, self._names.serving(entry.tenant, entry.adapter) or current)
+            self._bind(claim, self.names.serving(entry.tenant, entry.adapter) or current)
 
     def _on_unresolved(self, token: str, error: NodeError) -> None:
         claim = self._resolving.pop(token, None)
         if claim is None:
             return
         ref = claim.ref
-        current = self._names.serving(ref.tenant, ref.adapter)
+        current = self.names.serving(ref.tenant, ref.adapter)
         no_news = isinstance(error, StoreDown | AdapterCorrupt)
         if no_news and current is not None and _answers(current, ref, claim.min_generation):
             self._bind(claim, current)
@@ -253,22 +272,22 @@ class Admission:
             claim.grant()
             return
         assert target is not None, "a served name is resident"
-        self._arrivals.claim(claim, target)
+        self.arrivals.claim(claim, target)
 
     def _on_learned(self, news: Learned) -> None:
         name = (news.tenant, news.adapter)
         if news.target is None:
-            self._names.deleted(name, news.gen)
+            self.names.deleted(name, news.gen)
             return
-        current = self._names.serving(*name)
+        current = self.names.serving(*name)
         if current is not None and current.gen < news.gen:
-            self._arrivals.bring(news.target)
+            self.arrivals.bring(news.target)
 
     def _on_withdrawn(self, news: Withdrawn) -> None:
         """Requests that hold the version finish with it; new ones ask what is trusted now."""
         name = (news.tenant, news.adapter)
-        self._arrivals.forget(name, news.gen)
-        self._names.withdrawn(name, news.gen)
+        self.arrivals.forget(name, news.gen)
+        self.names.withdrawn(name, news.gen)
 
 
 def _answers(current: Entry, ref: AdapterRef, min_generation: int) -> bool:

@@ -6,7 +6,7 @@ For the engine thread. A version is on its way once, however many wait for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from inference_node.adapters.loader import Filled, Loader, Prepared, Target, Unfilled, Unprepared
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 class Arrival:
     """A version on its way, and who waits for it."""
 
+    entry: Entry
+    """What it was first asked for as."""
     claims: list[Claim] = field(default_factory=list)
     names: list[Entry] = field(default_factory=list)
     """Entries to serve under their bare name once the version is resident."""
@@ -82,19 +84,36 @@ class Arrivals:
                     )
         return None
 
-    def starving(self, before: float) -> list[tuple[int, ...]]:
-        """Pages by group of each version that has been ready, and waited for, since `before`."""
+    def starving(self, before: float) -> list[Arrival]:
+        """Versions that requests wait for, and that have been ready since `before` without pages.
+
+        One that pins leave no room for is not among them: nobody can make way for it.
+        """
         return [
-            arrival.host.pages
+            arrival
             for arrival in self._coming.values()
-            if arrival.host is not None and arrival.claims and arrival.ready_at <= before
+            if arrival.host is not None
+            and arrival.ready_at <= before
+            and not all(claim.patient for claim in arrival.claims)
+            and self._slots.fits_beside_pins(arrival.host.pages)
         ]
 
     def bring_back(
-        self, key: VersionKey, host: HostAdapter, names: list[Entry], claims: list[Claim]
+        self, entry: Entry, host: HostAdapter, names: list[Entry], claims: list[Claim]
     ) -> None:
         """A version that makes way is to come again, for those who held it."""
-        self._coming[key] = Arrival(claims, names, host, self._clock())
+        self._coming[entry.key] = Arrival(entry, claims, names, host, self._clock())
+
+    def coming(self) -> Mapping[VersionKey, Arrival]:
+        return self._coming
+
+    def count(self, claim: Claim) -> int:
+        """In how many places it waits."""
+        return sum(arrival.claims.count(claim) for arrival in self._coming.values())
+
+    def is_swap(self, arrival: Arrival) -> bool:
+        """Whether it is the next version of a name that serves another meanwhile."""
+        return any(map(self._names.replaces, arrival.names))
 
     def forget(self, name: Name, gen: int) -> None:
         """What is on its way to the name, up to `gen`, is not to be served under it."""
@@ -121,27 +140,52 @@ class Arrivals:
                 self._give_up(staged.key, error)
 
     def stage(self) -> None:
-        """Give pages to versions that are ready, first come first served."""
+        """Give pages to versions that are ready: swaps, then those that requests wait for, in turn.
+
+        A swap that does not fit holds up nobody, since newcomers leave it the headroom; it waits
+        while the old version serves. A newcomer that does not fit holds up those after it, or small
+        ones would starve it; but not one that pins leave no room for at all.
+        """
+        ready = self._drop_unwanted()
+        full = False
+        for arrival in sorted(ready, key=self._line):
+            host, newcomer = arrival.host, not self.is_swap(arrival)
+            if host is None or (newcomer and full):
+                continue
+            if self._slots.can_make_room(host.pages, newcomer=newcomer):
+                self._fill(arrival, host)
+            elif newcomer:
+                full = self._slots.fits_beside_pins(host.pages)
+
+    def _drop_unwanted(self) -> list[Arrival]:
+        """Versions that are ready and still wanted, in the order in which they were asked for."""
+        ready = []
         for key, arrival in list(self._coming.items()):
-            host = arrival.host
-            if host is None:
+            if arrival.host is None:
                 continue
-            if not arrival.claims and not any(map(self._names.is_news, arrival.names)):
+            if arrival.claims or any(map(self._names.is_news, arrival.names)):
+                ready.append(arrival)
+            else:
                 del self._coming[key]
-                continue
-            if not self._slots.can_make_room(host.pages):
-                return
-            arrival.host = None
-            staged = self._slots.stage(key, wanted=host.pages, scale=host.scale)
-            self._pool.claim(staged)
-            self._names.tell_watcher()
-            self._loader.fill(staged, host)
+        return ready
+
+    def _line(self, arrival: Arrival) -> int:
+        if self.is_swap(arrival):
+            return 0
+        return 2 if all(claim.patient for claim in arrival.claims) else 1
+
+    def _fill(self, arrival: Arrival, host: HostAdapter) -> None:
+        arrival.host = None
+        staged = self._slots.stage(arrival.entry.key, wanted=host.pages, scale=host.scale)
+        self._pool.claim(staged)
+        self._names.tell_watcher()
+        self._loader.fill(staged, host)
 
     def _arrival(self, target: Target) -> Arrival:
         key = target.entry.key
         arrival = self._coming.get(key)
         if arrival is None:
-            arrival = self._coming[key] = Arrival()
+            arrival = self._coming[key] = Arrival(target.entry)
             self._loader.prepare(target)
         return arrival
 
@@ -149,6 +193,7 @@ class Arrivals:
         arrival = self._coming.get(key)
         if arrival is None:
             return
+        self._slots.expect(host.pages)
         arrival.host = host
         arrival.ready_at = self._clock()
         self.stage()

@@ -15,6 +15,7 @@ from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.watcher import Hints, Watcher
 from inference_node.config import EngineConfig
 from inference_node.engine.admission import Admission
+from inference_node.engine.census import GroupSize
 from inference_node.engine.fairness import Fairness
 from inference_node.engine.inbox import Inbox
 from inference_node.engine.kv_blocks import BlockAllocator
@@ -135,7 +136,10 @@ def assemble(
         decoder.module_map, pool_bytes=config.pool_bytes, dtype=base.dtype, device=base.device
     )
     decoder.bind_pool(pool.groups)
-    slots = SlotTable(pool.allocator)
+    keep = config.headroom_pages
+    slots = SlotTable(
+        pool.allocator, headroom=None if keep is None else (keep,) * len(pool.allocator.total)
+    )
     inbox = Inbox()
     loader = Loader(
         reader,
@@ -147,6 +151,7 @@ def assemble(
         max_rank=config.max_rank,
         threads=config.fetch_threads,
         post=inbox.post,
+        clock=clock,
         executor=executor,
     )
     watcher = Watcher(
@@ -209,6 +214,11 @@ def assemble(
         describe=describe,
         max_context=max_context,
         max_queue=config.max_queue,
-        page_bytes=pool.page_bytes,
+        groups=[
+            GroupSize(group.name, page_bytes)
+            for group, page_bytes in zip(
+                decoder.module_map.groups, pool.group_page_bytes, strict=True
+            )
+        ],
         clock=clock,
     )

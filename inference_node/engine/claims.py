@@ -25,3 +25,5 @@ class Claim:
     refuse: Callable[[NodeError], None]
     affinity: str = ""
     """During a split of the adapter, equal keys get the same version; empty the active one."""
+    patient: bool = False
+    """It waits for pages and has nobody make way for it."""

@@ -6,6 +6,7 @@ import queue
 from dataclasses import dataclass
 
 from inference_node.adapters.loader import LoaderEvent
+from inference_node.engine.orders import AnyOrder
 from inference_node.engine.sequence import Sequence
 
 
@@ -28,7 +29,7 @@ class Stop:
     """The last message."""
 
 
-Message = Submit | Cancel | Stop | LoaderEvent
+Message = Submit | Cancel | Stop | AnyOrder | LoaderEvent
 
 
 class Inbox:

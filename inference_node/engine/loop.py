@@ -1,8 +1,8 @@
 """The engine thread: takes requests and news in, runs steps, hands tokens out.
 
 It alone owns the model, the pages, the blocks and every request's state; the rest of the process
-talks to it through one queue. Each accepted request ends with exactly one Completed or Failed,
-whatever fails in between.
+talks to it through one queue. Each accepted request ends with exactly one Completed or Failed, and
+each order with an answer, whatever fails in between.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 
 from adapter_store.record import BaseCard
 from inference_node.adapters.loader import Loader
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.watcher import Watcher
 from inference_node.engine.admission import Admission
+from inference_node.engine.census import Census, GroupSize
 from inference_node.engine.deadlines import Deadlines
 from inference_node.engine.inbox import Cancel, Inbox, Stop, Submit
 from inference_node.engine.intake import Intake
+from inference_node.engine.order_desk import OrderDesk
+from inference_node.engine.order_window import OrderWindow
+from inference_node.engine.orders import Order
 from inference_node.engine.runner import Drawn, Runner
 from inference_node.engine.scheduler import Scheduler
 from inference_node.engine.sequence import Phase, Sequence
@@ -58,7 +63,7 @@ MakeAdmission = Callable[
 ]
 
 
-class EngineLoop:
+class EngineLoop(OrderWindow):
     """One thread serving one model."""
 
     def __init__(
@@ -76,10 +81,12 @@ class EngineLoop:
         describe: Callable[[PoolStatus, int, int], ModelInfo],
         max_context: int,
         max_queue: int,
-        page_bytes: int,
+        groups: Rows[GroupSize],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`admission` is given what to do with a request that is ready, and with one that fails."""
+        self._intake = Intake(max_context=max_context, max_queue=max_queue)
+        super().__init__(self._intake, inbox, clock=clock)
         self.card = card
         self.tokenizer = tokenizer
         self._inbox = inbox
@@ -91,10 +98,18 @@ class EngineLoop:
         self._admission = admission(self._on_ready, self._fail)
         self._describe = describe
         self._max_context = max_context
-        self._intake = Intake(max_context=max_context, max_queue=max_queue)
-        self._page_bytes = page_bytes
+        self._page_bytes = sum(group.page_bytes for group in groups)
         self._clock = clock
         self._active: dict[str, Sequence] = {}
+        names, arrivals = self._admission.names, self._admission.arrivals
+        self._desk = OrderDesk(
+            self._admission,
+            slots,
+            Census(slots, arrivals, loader.host, names, groups=groups, clock=clock),
+            requests=self._active.values,
+            fail=self._fail,
+            clock=clock,
+        )
         self._deadlines = Deadlines()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -159,17 +174,40 @@ class EngineLoop:
         """For tests, while no step runs: pages, blocks and leases add up."""
         self._admission.check_integrity()
         self._scheduler.check_integrity()
+        self._desk.check_integrity()
         leased = sum(sequence.lease is not None for sequence in self._active.values())
         assert leased == self._slots.lease_count, "each lease belongs to one request"
 
     def _run(self) -> None:
-        self._runner.take_the_cores()
-        while not self._stopping:
-            stuck = self._turn()
-            if stuck and not self._stopping:
-                self._receive(block=True)
+        end: NodeError = Draining("this node stopped", retry_after=1.0)
+        try:
+            self._runner.take_the_cores()
+            while not self._stopping:
+                stuck = self._turn()
+                if stuck and not self._stopping:
+                    self._receive(block=True)
+        except Exception:
+            log.exception("the engine cannot go on")
+            end = EngineFailure("the engine has ended", hint="restart this node", retry_after=1.0)
+        self._intake.close()
+        self._answer_all(end)
+
+    def _answer_all(self, error: NodeError) -> None:
+        """Nothing runs any more: whoever was accepted is told so."""
+        for message in self._inbox.take(wait=None, block=False):
+            match message:
+                case Submit(sequence):
+                    self._end(sequence, Failed(error, None))
+                case Order():
+                    message.fail(error)
         for sequence in list(self._active.values()):
-            self._fail(sequence, Draining("this node stopped", retry_after=1.0))
+            try:
+                self._fail(sequence, error)
+            except Exception:
+                log.exception("a request's resources are lost with the engine")
+                self._tell(sequence, Failed(error, None))
+                self._intake.ended(sequence.request)
+        self._desk.end(error)
 
     def _turn(self) -> bool:
         """Take news, expire, run one step. True when nothing could run."""
@@ -196,8 +234,9 @@ class EngineLoop:
         return False
 
     def _receive(self, *, block: bool) -> None:
-        deadline = self._deadlines.soonest() if block else None
-        wait = None if deadline is None else max(0.0, deadline - self._clock())
+        times = (self._deadlines.soonest(), self._desk.soonest()) if block else ()
+        soonest = min((time for time in times if time is not None), default=None)
+        wait = None if soonest is None else max(0.0, soonest - self._clock())
         for message in self._inbox.take(wait=wait, block=block):
             match message:
                 case Submit(sequence):
@@ -208,6 +247,8 @@ class EngineLoop:
                         self._fail(cancelled, Cancelled("the caller cancelled"))
                 case Stop():
                     self._stopping = True
+                case Order():
+                    self._desk.take(message)
                 case _:
                     self._admission.on_event(message)
 
@@ -233,6 +274,7 @@ class EngineLoop:
     def _expire(self) -> None:
         for sequence in self._deadlines.passed(self._clock()):
             self._fail(sequence, DeadlineExpired("the deadline passed"))
+        self._desk.tick()
 
     def _hand_out(self, result: Drawn) -> None:
         sequence, token = result.sequence, result.token

@@ -31,6 +31,11 @@ class Names:
         """Whether its name has not gone past it while it was loading."""
         return entry.gen >= self._reached.get((entry.tenant, entry.adapter), 0)
 
+    def replaces(self, entry: Entry) -> bool:
+        """Whether it is the next version of a name that is served by an older one."""
+        current = self._slots.serving(entry.tenant, entry.adapter)
+        return current is not None and current.gen < entry.gen and self.is_news(entry)
+
     def serve(self, entry: Entry) -> None:
         """Let the name mean `entry`, whose version is resident, unless it has gone past it."""
         current = self._slots.serving(entry.tenant, entry.adapter)

@@ -11,17 +11,23 @@ from inference_node.engine.sequence import Sequence
 
 
 def make_way(
-    slots: SlotTable, starving: Rows[Rows[int]], before: float, requests: Iterable[Sequence]
+    slots: SlotTable,
+    starving: Rows[Rows[int]],
+    before: float,
+    requests: Iterable[Sequence],
+    *,
+    newcomer: bool = False,
 ) -> list[Resident]:
     """Drain versions until there is room for all of `starving`, pages wanted by group; which ones.
 
     Taken are versions that have been there since `before`, the one with the fewest tokens left to
-    do for its `requests` first. When more is wanted than the pool holds, all of those make way.
+    do for its `requests` first. For a newcomer the headroom is made free too. When more is wanted
+    than the pool holds, all of those make way.
     """
     wanted = [sum(pages) for pages in zip(*starving, strict=True)]
     left: dict[Resident, int] = {}
     drained: list[Resident] = []
-    while any(short := slots.shortfall(wanted)):
+    while any(short := slots.shortfall(wanted, newcomer=newcomer)):
         of_use = [
             resident
             for resident in slots.drainable(before)

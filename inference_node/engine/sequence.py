@@ -134,8 +134,7 @@ class Sequence:
     def served(self) -> Served:
         if self.entry is None:
             return Served(self.request.tenant, "", "", 0, "")
-        entry = self.entry
-        return Served(entry.tenant, entry.adapter, entry.label, entry.gen, entry.key.vdig)
+        return self.entry.served
 
     @property
     def usage(self) -> Usage:

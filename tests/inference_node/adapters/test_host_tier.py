@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from inference_node.adapters.host_tier import HostTier
-from inference_node.adapters.versions import VersionKey
+from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.adapters.weights import HostAdapter, HostGroup
 
 
@@ -19,17 +19,22 @@ def tier_key(name: str) -> VersionKey:
     return VersionKey("t", name)
 
 
+def put(tier: HostTier, name: str, size: int) -> None:
+    tier.put(Entry("t", name, "v1", 1, tier_key(name)), host_of(size))
+    tier.check_integrity()
+
+
 def tier_with(budget: int, **sizes: int) -> HostTier:
     tier = HostTier(budget)
     for name, size in sizes.items():
-        tier.put(tier_key(name), host_of(size))
+        put(tier, name, size)
     return tier
 
 
 def test_the_host_tier_drops_the_least_recently_used_first() -> None:
     tier = tier_with(100, a=40, b=40)
     assert tier.get(tier_key("a"))
-    tier.put(tier_key("c"), host_of(40))
+    put(tier, "c", 40)
     assert [tier.get(tier_key(name)) is not None for name in "abc"] == [True, False, True]
     assert tier.bytes == 80
 
@@ -50,7 +55,7 @@ def test_what_is_larger_than_the_whole_tier_is_not_kept_and_drops_nothing() -> N
 def test_what_is_put_twice_counts_once() -> None:
     assert tier_with(100, a=60).bytes == 60
     tier = tier_with(100, a=60)
-    tier.put(tier_key("a"), host_of(60))
+    put(tier, "a", 60)
     assert tier.bytes == 60
 
 
@@ -58,6 +63,6 @@ def test_a_sweep_of_the_host_tier_leaves_what_was_asked_for_again() -> None:
     tier = tier_with(100, hot=40)
     assert tier.get(tier_key("hot"))
     for number in range(50):
-        tier.put(tier_key(str(number)), host_of(30))
+        put(tier, str(number), 30)
     assert tier.get(tier_key("hot"))
     assert tier.bytes <= 100

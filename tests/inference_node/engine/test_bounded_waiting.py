@@ -77,7 +77,7 @@ class Stream:
 def crowded(start_tiny: StartTiny, tmp_path: Path) -> Node:
     """A pool that is held wholly by three adapters whose requests overlap for ever."""
     page_bytes = start_tiny().engine.info().pool.page_bytes
-    node = start_tiny(pool_bytes=HOT * page_bytes, page_wait_seconds=0.05)
+    node = start_tiny(pool_bytes=HOT * page_bytes, page_wait_seconds=0.05, headroom_pages=0)
     for seed in range(HOT + 1):
         folder = make_adapter(tmp_path / f"n{seed}", dict(node.card.modules), rank=8, seed=seed)
         node.publish(f"n{seed}", folder)
@@ -191,7 +191,7 @@ class Queue:
 
     def __init__(self, pages: int, *, page_wait: float = 1.0) -> None:
         self.now = 0.0
-        self.slots = SlotTable(PageAllocator([pages]))
+        self.slots = SlotTable(PageAllocator([pages]), headroom=(0,))
         self.staged: list[Resident] = []
         self.on_host: dict[VersionKey, HostAdapter] = {}
         self.looked_up: list[str] = []

@@ -169,7 +169,7 @@ def test_a_version_still_on_its_way_does_not_revive_a_deleted_adapter(
     monkeypatch.setattr(SlotTable, "serve", noted)
     scene.stage()
     scene.activate()
-    wanted = scene.node.engine._admission._arrivals._coming
+    wanted = scene.node.engine._admission.arrivals._coming
     until(lambda: any(entry.gen == 3 for w in list(wanted.values()) for entry in w.names))
     scene.delete()
     until(lambda: scene.served_gen() is None)

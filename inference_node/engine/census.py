@@ -1,0 +1,170 @@
+"""Which versions a node has, in which tier and state, and what the pool's pages are used for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inference_node.adapters.host_tier import HostTier
+from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import Entry, Residency, Resident, VersionKey
+from inference_node.engine.arrivals import Arrival, Arrivals
+from inference_node.engine.names import Names
+from inference_node.request import Served
+from inference_node.residency import GroupUse, LoadedVersion, PoolUse, Tier, VersionState
+
+_STATES = {
+    Residency.STAGING: VersionState.STAGED,
+    Residency.RESIDENT: VersionState.RESIDENT,
+    Residency.DRAINING: VersionState.DRAINING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSize:
+    """A module group of the pool."""
+
+    name: str
+    page_bytes: int
+
+
+class Census:
+    """Reads the books of the engine thread, on the engine thread."""
+
+    def __init__(
+        self,
+        slots: SlotTable,
+        arrivals: Arrivals,
+        host: HostTier,
+        names: Names,
+        *,
+        groups: Sequence[GroupSize],
+        clock: Callable[[], float],
+    ) -> None:
+        self._slots = slots
+        self._arrivals = arrivals
+        self._host = host
+        self._names = names
+        self._groups = tuple(groups)
+        self._clock = clock
+
+    def resident(self, held: Resident) -> LoadedVersion:
+        """A version that has pages."""
+        entry = self._entry(held)
+        waits = held.leases or held.state is Residency.STAGING
+        return LoadedVersion(
+            served=entry.served,
+            names=self._names_of(held.key) if held.state is Residency.RESIDENT else (),
+            tier=Tier.DEVICE,
+            state=_STATES[held.state],
+            pages=tuple(map(len, held.pages)),
+            bytes=sum(
+                len(pages) * group.page_bytes
+                for pages, group in zip(held.pages, self._groups, strict=True)
+            ),
+            leases=held.leases,
+            pinned=held.state is Residency.RESIDENT and self._slots.is_pinned(held.key),
+            idle_seconds=0.0 if waits else max(0.0, self._clock() - held.idle_since),
+        )
+
+    def loaded(self) -> tuple[LoadedVersion, ...]:
+        """Every version on the device, on the way, or on the host alone."""
+        found = [self.resident(held) for held in self._slots.holders()]
+        elsewhere = {held.key for held in self._slots.holders()}
+        for key, arrival in self._arrivals.coming().items():
+            if not self._slots.holds(key):
+                found.append(self._arriving(arrival))
+                elsewhere.add(key)
+        for copy in self._host.copies():
+            if copy.entry.key not in elsewhere:
+                idle = max(0.0, self._clock() - copy.used_at)
+                found.append(self._off_device(copy.entry, copy.host.bytes, idle))
+        return tuple(sorted(found, key=_place))
+
+    def pool(self) -> PoolUse:
+        """Pages by what they are used for, and what waits for some."""
+        coming = self._arrivals.coming()
+        copies = self._host.copies()
+        ready = [arrival for arrival in coming.values() if arrival.host is not None]
+        return PoolUse(
+            groups=self._group_use(),
+            resident=sum(held.state is Residency.RESIDENT for held in self._slots.holders()),
+            leases=self._slots.lease_count,
+            fetching=sum(
+                arrival.host is None and not self._slots.holds(key)
+                for key, arrival in coming.items()
+            ),
+            waiting=len(ready),
+            swaps_waiting=sum(map(self._arrivals.is_swap, ready)),
+            host_versions=len(copies),
+            host_bytes=sum(copy.host.bytes for copy in copies),
+            host_budget=self._host.budget,
+        )
+
+    def _group_use(self) -> tuple[GroupUse, ...]:
+        use, allocator = self._slots.by_use(), self._slots.allocator
+        found = []
+        for index, group in enumerate(self._groups):
+            total, free = allocator.total[index], allocator.free[index]
+            idle, pinned = use.idle[index], use.pinned[index]
+            condemned = use.condemned[index]
+            found.append(
+                GroupUse(
+                    name=group.name,
+                    total=total,
+                    free=free,
+                    idle=idle,
+                    held=total - free - idle - pinned - condemned,
+                    pinned=pinned,
+                    condemned=condemned,
+                    headroom=min(use.headroom[index], free + idle),
+                    page_bytes=group.page_bytes,
+                )
+            )
+        return tuple(found)
+
+    def _arriving(self, arrival: Arrival) -> LoadedVersion:
+        if arrival.host is not None:
+            return self._off_device(arrival.entry, arrival.host.bytes, 0.0)
+        return LoadedVersion(
+            served=arrival.entry.served,
+            names=(),
+            tier=Tier.STORE,
+            state=VersionState.FETCHING,
+            pages=self._nothing,
+            bytes=0,
+            leases=0,
+            pinned=False,
+            idle_seconds=0.0,
+        )
+
+    def _off_device(self, entry: Entry, size: int, idle: float) -> LoadedVersion:
+        return LoadedVersion(
+            served=entry.served,
+            names=(),
+            tier=Tier.HOST,
+            state=VersionState.VERIFIED,
+            pages=self._nothing,
+            bytes=size,
+            leases=0,
+            pinned=False,
+            idle_seconds=idle,
+        )
+
+    @property
+    def _nothing(self) -> tuple[int, ...]:
+        return (0,) * len(self._groups)
+
+    def _names_of(self, key: VersionKey) -> tuple[Served, ...]:
+        return tuple(entry.served for entry in self._names.served_by(key))
+
+    def _entry(self, held: Resident) -> Entry:
+        if held.known_as:
+            return next(reversed(held.known_as.values()))
+        arrival = self._arrivals.coming().get(held.key)
+        return arrival.entry if arrival is not None else Entry(held.key.tenant, "", "", 0, held.key)
+
+
+def _place(version: LoadedVersion) -> tuple[str, str, str, str]:
+    served = version.served
+    return served.tenant, served.adapter, served.digest, version.state.value
