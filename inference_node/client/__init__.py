@@ -8,18 +8,16 @@
 
 A prompt is text as it is, a conversation, or token ids. What goes wrong is raised as the node's own
 errors (`inference_node.errors`), each with `.reason`, `.hint` and `.retry_after`; NodeUnreachable
-and CallFailed are this side's. Calls that did not reach a node are tried again up to three times.
+and CallFailed are this side's. A call is tried again up to three times while nodes are unavailable,
+when they say so; a full one is the caller's to decide. With `monotonic=True` a bare name is never
+answered by an older generation than it was before, whichever node answers.
 """
 
 from inference_node.client.access import Access
 from inference_node.client.asynchronous import AsyncClient, AsyncStream
 from inference_node.client.blocking import Client, Stream
-from inference_node.client.messages import (
-    Answer,
-    CallFailed,
-    NodeUnreachable,
-    Prompt,
-)
+from inference_node.client.failures import CallFailed, NodeUnreachable
+from inference_node.client.messages import Answer, Prompt
 from inference_node.client.scores import Echo, TokenLogprob, TopLogprob
 from inference_node.request import FinishReason, ModelInfo, Output, Sampling, Served, Stopping
 from inference_node.text import ChatMessage as Message

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -10,9 +11,10 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from inference_node.client.access import NOBODY, Access
+from inference_node.client.failures import to_error
+from inference_node.client.generations import Generations
+from inference_node.client.link import DEFAULT_ADDRESS, affinity, open_async_channel
 from inference_node.client.messages import (
-    CHANNEL_OPTIONS,
-    DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     GREEDY,
     READINESS,
@@ -23,7 +25,6 @@ from inference_node.client.messages import (
     Prompt,
     is_serving,
     to_answer,
-    to_error,
     to_message,
     to_model_info,
     to_tokenize,
@@ -38,14 +39,13 @@ from inference_node.text import ChatMessage as Message
 class AsyncClient:
     """The same for asyncio."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, access: Access = NOBODY) -> None:
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, access: Access = NOBODY, monotonic: bool = False
+    ) -> None:
         """Connects on the first call; belongs to the running loop. Raises BadConfiguration."""
-        credentials = access.channel_credentials(address)
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        self._channel = open_async_channel(address, access)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._seen = Generations() if monotonic else None
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def generate(
@@ -71,15 +71,20 @@ class AsyncClient:
             sampling=sampling,
             stopping=stopping,
             output=output,
-            min_generation=min_generation,
+            min_generation=self._least(tenant, adapter, min_generation),
             request_id=request_id,
             priority=priority,
             affinity_key=affinity_key,
         )
         try:
-            return to_answer(await self._stub.Generate(message, timeout=timeout))
+            answered = await self._stub.Generate(
+                message, timeout=timeout, metadata=affinity(adapter)
+            )
         except grpc.aio.AioRpcError as error:
             raise to_error(error) from None
+        answer = to_answer(answered)
+        self._note(adapter, answer.served)
+        return answer
 
     def stream(
         self,
@@ -104,13 +109,18 @@ class AsyncClient:
             sampling=sampling,
             stopping=stopping,
             output=output,
-            min_generation=min_generation,
+            min_generation=self._least(tenant, adapter, min_generation),
             request_id=request_id,
             priority=priority,
             affinity_key=affinity_key,
         )
         return AsyncStream(
-            self._stub.StreamGenerate(pb.StreamGenerateRequest(request=message), timeout=timeout)
+            self._stub.StreamGenerate(
+                pb.StreamGenerateRequest(request=message),
+                timeout=timeout,
+                metadata=affinity(adapter),
+            ),
+            partial(self._note, adapter),
         )
 
     async def tokenize(
@@ -139,6 +149,13 @@ class AsyncClient:
         except grpc.aio.AioRpcError as error:
             raise to_error(error) from None
 
+    def _least(self, tenant: str, adapter: str, asked: int) -> int:
+        return asked if self._seen is None else self._seen.at_least(tenant, adapter, asked)
+
+    def _note(self, asked: str, served: Served) -> None:
+        if self._seen is not None:
+            self._seen.note(asked, served)
+
     async def close(self) -> None:
         await self._channel.close()
 
@@ -158,10 +175,12 @@ class AsyncStream:
     """An answer as it is decoded: iterate for text, once; leave the `with` block to cancel."""
 
     def __init__(
-        self, call: grpc.aio.UnaryStreamCall[pb.StreamGenerateRequest, pb.StreamGenerateResponse]
+        self,
+        call: grpc.aio.UnaryStreamCall[pb.StreamGenerateRequest, pb.StreamGenerateResponse],
+        on_started: Callable[[Served], None],
     ) -> None:
         self._call = call
-        self._assembly = Assembly()
+        self._assembly = Assembly(on_started)
 
     @property
     def served(self) -> Served | None:

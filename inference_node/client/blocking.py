@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -10,9 +11,10 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from inference_node.client.access import NOBODY, Access
+from inference_node.client.failures import to_error
+from inference_node.client.generations import Generations
+from inference_node.client.link import DEFAULT_ADDRESS, affinity, open_channel
 from inference_node.client.messages import (
-    CHANNEL_OPTIONS,
-    DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT,
     GREEDY,
     READINESS,
@@ -23,7 +25,6 @@ from inference_node.client.messages import (
     Prompt,
     is_serving,
     to_answer,
-    to_error,
     to_message,
     to_model_info,
     to_tokenize,
@@ -38,14 +39,13 @@ from inference_node.text import ChatMessage as Message
 class Client:
     """Blocking calls to one node; safe to share between threads."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, access: Access = NOBODY) -> None:
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, access: Access = NOBODY, monotonic: bool = False
+    ) -> None:
         """Connects on the first call. Raises BadConfiguration for what `access` cannot be."""
-        credentials = access.channel_credentials(address)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        self._channel = open_channel(address, access)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._seen = Generations() if monotonic else None
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def generate(
@@ -71,15 +71,18 @@ class Client:
             sampling=sampling,
             stopping=stopping,
             output=output,
-            min_generation=min_generation,
+            min_generation=self._least(tenant, adapter, min_generation),
             request_id=request_id,
             priority=priority,
             affinity_key=affinity_key,
         )
         try:
-            return to_answer(self._stub.Generate(message, timeout=timeout))
+            answered = self._stub.Generate(message, timeout=timeout, metadata=affinity(adapter))
         except grpc.RpcError as error:
             raise to_error(error) from None
+        answer = to_answer(answered)
+        self._note(adapter, answer.served)
+        return answer
 
     def stream(
         self,
@@ -104,13 +107,18 @@ class Client:
             sampling=sampling,
             stopping=stopping,
             output=output,
-            min_generation=min_generation,
+            min_generation=self._least(tenant, adapter, min_generation),
             request_id=request_id,
             priority=priority,
             affinity_key=affinity_key,
         )
         return Stream(
-            self._stub.StreamGenerate(pb.StreamGenerateRequest(request=message), timeout=timeout)
+            self._stub.StreamGenerate(
+                pb.StreamGenerateRequest(request=message),
+                timeout=timeout,
+                metadata=affinity(adapter),
+            ),
+            partial(self._note, adapter),
         )
 
     def tokenize(
@@ -135,6 +143,13 @@ class Client:
             return is_serving(self._health.Check(READINESS, timeout=timeout))
         except grpc.RpcError as error:
             raise to_error(error) from None
+
+    def _least(self, tenant: str, adapter: str, asked: int) -> int:
+        return asked if self._seen is None else self._seen.at_least(tenant, adapter, asked)
+
+    def _note(self, asked: str, served: Served) -> None:
+        if self._seen is not None:
+            self._seen.note(asked, served)
 
     def close(self) -> None:
         self._channel.close()
@@ -162,9 +177,9 @@ class Reading(Protocol):
 class Stream:
     """An answer as it is decoded: iterate for text, once; leave the `with` block to cancel."""
 
-    def __init__(self, call: Reading) -> None:
+    def __init__(self, call: Reading, on_started: Callable[[Served], None]) -> None:
         self._call = call
-        self._assembly = Assembly()
+        self._assembly = Assembly(on_started)
 
     @property
     def served(self) -> Served:

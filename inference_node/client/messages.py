@@ -1,19 +1,16 @@
-"""The client's words to messages and back, and statuses to the errors they stand for."""
+"""The client's words to messages and back."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import grpc
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
-from inference_node import errors
+from inference_node.client.failures import CallFailed
 from inference_node.client.scores import Echo, TokenLogprob, to_echo, to_logprobs
-from inference_node.errors import InvalidRequest, NodeError
+from inference_node.errors import InvalidRequest
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.request import (
     FinishReason,
@@ -46,40 +43,7 @@ _FINISH_REASONS = {
     pb.FINISH_REASON_STOP_SEQUENCE: FinishReason.STOP_SEQUENCE,
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
 }
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "lorapool.v1.InferenceService"}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-]
-
-
 READINESS = health_pb2.HealthCheckRequest(service="readiness")
-
-
-class NodeUnreachable(NodeError):
-    """No node answered at the address, or it went away mid-call."""
-
-    reason = "NODE_UNREACHABLE"
-
-
-class CallFailed(NodeError):
-    """The call failed in a way this version has no word for; `details` has the node's own."""
-
-    reason = "CALL_FAILED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +143,8 @@ def _set_prompt(message: pb.GenerateRequest, prompt: Prompt) -> None:
 class Assembly:
     """A streamed answer as it comes together."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_started: Callable[[Served], None]) -> None:
+        self._on_started = on_started
         self.started: Served | None = None
         self.answer: Answer | None = None
         self._request_id = ""
@@ -194,6 +159,7 @@ class Assembly:
             case "started":
                 self.started = _served(event.started.served)
                 self._request_id = event.started.request_id
+                self._on_started(self.started)
             case "echo":
                 self.echo = to_echo(event.echo)
             case "delta":
@@ -286,64 +252,3 @@ def _timings(message: pb.Timings) -> Timings:
         ttft=message.ttft_seconds,
         decode=message.decode_seconds,
     )
-
-
-def to_error(error: grpc.RpcError) -> NodeError:
-    """The error the node meant, or what is known when no node said anything."""
-    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError), error
-    code, text = error.code(), error.details() or ""
-    info, retry = _details(error)
-    if info is None:
-        return _without_details(code, text)
-    metadata = dict(info.metadata)
-    hint = metadata.pop("hint", "")
-    text = text.removesuffix(f"; {hint}")
-    kind = _named_errors().get(info.reason)
-    if kind is None:
-        return CallFailed(
-            text, hint=hint, retry_after=retry, details=metadata | {"reason": info.reason}
-        )
-    if issubclass(kind, InvalidRequest):
-        field = metadata.get("field", "")
-        return kind(field, text.removeprefix(f"{field}: "), hint=hint)
-    return kind(text, hint=hint, retry_after=retry, details=metadata)
-
-
-def _details(
-    error: grpc.Call | grpc.aio.AioRpcError,
-) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:
-    info, retry = None, None
-    for key, value in error.trailing_metadata() or ():
-        if key != "grpc-status-details-bin":
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                info = error_details_pb2.ErrorInfo()
-                detail.Unpack(info)
-            if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-                found = error_details_pb2.RetryInfo()
-                detail.Unpack(found)
-                retry = found.retry_delay.ToMilliseconds() / 1000
-    return info, retry
-
-
-def _without_details(code: grpc.StatusCode, text: str) -> NodeError:
-    match code:
-        case grpc.StatusCode.UNAVAILABLE:
-            return NodeUnreachable(
-                f"no node answers: {text}", hint="is a node running there? `inference-node serve`"
-            )
-        case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return errors.DeadlineExpired(text)
-        case grpc.StatusCode.CANCELLED:
-            return errors.Cancelled(text)
-        case _:
-            return CallFailed(f"{code.name}: {text}", details={"code": code.name})
-
-
-def _named_errors() -> dict[str, type[NodeError]]:
-    """Every error a node may name, by reason; EngineFailure stands for INTERNAL."""
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    return {
-        kind.reason: kind for kind in kinds if issubclass(kind, NodeError) and kind is not NodeError
-    }

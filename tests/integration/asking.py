@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from inference_node.client import Client, Stopping, Stream
-from inference_node.client.messages import to_error
+from inference_node.client.failures import to_error
 from inference_node.errors import NodeError
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
