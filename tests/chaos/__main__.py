@@ -2,8 +2,9 @@
 
 Each row runs in a process of its own, at most two at a time; one whose figures are times runs
 alone, at the end. Exits with 1 when a promise was broken, a control was missed, or a row failed
-to run. Results go to benchmarks/results/chaos.json; with --rows the other rows' earlier entries
-stay in it, each marked as kept.
+to run. Results go to benchmarks/results/chaos.json, those of the service edge to edge.json beside
+it; with --rows the other rows' earlier entries stay there, each marked as kept. --out puts all into
+one file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.machine import machine
 from tests.chaos.bench import ROOT, open_bench
 from tests.chaos.registry import ROWS, Entry, entry
 
-RESULT = ROOT / "benchmarks" / "results" / "chaos.json"
+RESULTS = ROOT / "benchmarks" / "results"
 AT_ONCE = 2
 _LAST_LINES = 30
 PACKAGES = (
@@ -35,6 +36,9 @@ PACKAGES = (
     "redis",
     "safetensors",
     "hypothesis",
+    "grpcio",
+    "PyJWT",
+    "cryptography",
 )
 
 
@@ -44,13 +48,29 @@ def main() -> int:
         return _run_one(entry(arguments.one), arguments.scale, arguments.seed, arguments.out)
     chosen = [one for one in ROWS if not arguments.rows or one.id in arguments.rows]
     results = _run_all(chosen, arguments.scale, arguments.seed)
-    kept = _kept(arguments.out, chosen) if arguments.rows else []
-    _write(arguments.out, [*results, *kept])
-    if kept:
-        print("kept from an earlier run: " + ", ".join(row["id"] for row in kept))
+    books = books_of(chosen, results, arguments.out)
+    for out, rows in books.items():
+        kept = _kept(out, chosen) if arguments.rows else []
+        _write(out, [*rows, *kept])
+        if kept:
+            print(
+                f"kept in {out.name} from an earlier run: " + ", ".join(row["id"] for row in kept)
+            )
     failed = [row["id"] for row in results if not row["holds"]]
-    print(f"{len(results) - len(failed)} of {len(results)} rows hold; figures in {arguments.out}")
+    written = ", ".join(map(str, books))
+    print(f"{len(results) - len(failed)} of {len(results)} rows hold; figures in {written}")
     return 1 if failed else 0
+
+
+def books_of(
+    chosen: Sequence[Entry], results: Sequence[dict[str, Any]], out: Path | None
+) -> dict[Path, list[dict[str, Any]]]:
+    """Which rows go to which file."""
+    found: dict[Path, list[dict[str, Any]]] = {}
+    for one, row in zip(chosen, results, strict=True):
+        for path in [out] if out else [RESULTS / f"{book}.json" for book in one.books]:
+            found.setdefault(path, []).append(row)
+    return found
 
 
 def _arguments() -> argparse.Namespace:
@@ -58,7 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of cases")
     parser.add_argument("--rows", type=_rows, default=(), help="ids, separated by commas")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, help="one file for all")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
 

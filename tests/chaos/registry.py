@@ -23,6 +23,8 @@ class Entry:
     """The scale at which it takes a few seconds, for the tests."""
     alone: bool = False
     """Whether its figures are times, so that nothing may run beside it."""
+    books: tuple[str, ...] = ("chaos",)
+    """Which files of benchmarks/results it is written to."""
 
     def run(self, scale: float, seed: int, bench: Bench) -> Row:
         module = importlib.import_module(f"tests.chaos.{self.module}")
@@ -41,7 +43,15 @@ ROWS = (
     Entry("T7", "killed_store", "kill -9 of the store in a stream of publishes", 2.0, short=0.04),
     Entry("T8", "redis_conditions", "Redis in six troubles", 3.0, short=0.04),
     Entry("T9", "propagation", "propagation to three nodes", 3.0, short=0.04, alone=True),
-    Entry("T12", "isolation", "isolation of tenants and versions", 1.0, short=0.0, alone=True),
+    Entry(
+        "T12",
+        "isolation",
+        "isolation of tenants and versions",
+        1.0,
+        short=0.0,
+        alone=True,
+        books=("chaos", "edge"),
+    ),
     Entry(
         "T13",
         "refused",
@@ -51,6 +61,15 @@ ROWS = (
         alone=True,
     ),
     Entry("T14", "fuzzed", "fuzzing of what reads foreign bytes", 7.0, short=0.01),
+    Entry(
+        "T15",
+        "authorization",
+        "every RPC with every kind of credential",
+        0.5,
+        short=0.0,
+        alone=True,
+        books=("edge",),
+    ),
 )
 
 

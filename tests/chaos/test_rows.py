@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from adapter_store.settings import Endpoints
+from tests.chaos.__main__ import books_of
 from tests.chaos.bench import Bench
-from tests.chaos.registry import ROWS, Entry
+from tests.chaos.registry import ROWS, Entry, entry
 
 
 @pytest.fixture
@@ -30,3 +31,14 @@ def test_a_row_in_short_breaks_no_promise_and_catches_every_control(
     assert row.missed == []
     assert row.cases > 0
     assert row.controls, "a zero without a control is not evidence"
+
+
+def test_a_row_is_written_to_each_of_its_books_or_to_the_one_file_that_is_named() -> None:
+    chosen = [entry("T1"), entry("T12"), entry("T15")]
+    results = [{"id": one.id} for one in chosen]
+    books = books_of(chosen, results, None)
+    assert {path.name: [row["id"] for row in rows] for path, rows in books.items()} == {
+        "chaos.json": ["T1", "T12"],
+        "edge.json": ["T12", "T15"],
+    }
+    assert books_of(chosen, results, Path("one.json")) == {Path("one.json"): results}

@@ -7,15 +7,15 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.limits import ServerConfig
 from inference_node.rpc.server import NodeServer
-from tests.inference_node.rpc.scripted_engine import ScriptedEngine
 
 CONFIG = ServerConfig(listen="127.0.0.1:0", drain_delay=0, drain_seconds=2)
 
 
 @contextlib.contextmanager
-def running_node(engine: ScriptedEngine, config: ServerConfig = CONFIG) -> Iterator[str]:
+def running_node(engine: Engine, config: ServerConfig = CONFIG) -> Iterator[str]:
     """The address of a server over `engine`."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
