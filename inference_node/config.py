@@ -20,8 +20,8 @@ class EngineConfig:
     linears: str = "auto"
     """`nf4`: bitsandbytes' kernel. `dense`: the same 4-bit values dequantised once. `auto`: nf4."""
     kernels: str = "auto"
-    """On CPU. `native`: in C, compiled at the first start. `reference`: in torch. `auto`: native
-    where there is a C compiler."""
+    """`fused`: in Triton, for CUDA. `native`: in C, for a CPU, compiled at the first start.
+    `reference`: in torch. `auto`: the first two where Triton or a C compiler is."""
     dtype: str = "auto"
     """Compute dtype: `auto`, `float32` or `bfloat16`."""
     pool_bytes: int = 256 * 2**20
@@ -86,8 +86,10 @@ class EngineConfig:
             raise BadConfiguration(f"device {self.device!r} is none of auto, cpu, cuda")
         if self.linears not in {"auto", "nf4", "dense"}:
             raise BadConfiguration(f"linears {self.linears!r} is none of auto, nf4, dense")
-        if self.kernels not in {"auto", "native", "reference"}:
-            raise BadConfiguration(f"kernels {self.kernels!r} is none of auto, native, reference")
+        if self.kernels not in {"auto", "fused", "native", "reference"}:
+            raise BadConfiguration(
+                f"kernels {self.kernels!r} is none of auto, fused, native, reference"
+            )
         if self.dtype not in {"auto", "float32", "bfloat16"}:
             raise BadConfiguration(f"dtype {self.dtype!r} is none of auto, float32, bfloat16")
         if not 1 <= self.max_rank <= 64:

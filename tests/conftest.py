@@ -20,6 +20,7 @@ from adapter_store.redis_client import open_redis
 from adapter_store.s3 import S3Store, open_s3
 from adapter_store.settings import Endpoints
 from tests.named_services import S3_ENDPOINT, named_or, new_bucket
+from tests.triton_mode import INTERPRETED
 
 _databases = itertools.cycle(range(1, 16))
 
@@ -34,7 +35,8 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"S3: {os.environ.get(S3_ENDPOINT) or 'embedded SeaweedFS'}"
+    triton = "interpreted" if INTERPRETED else "on the card"
+    return f"S3: {os.environ.get(S3_ENDPOINT) or 'embedded SeaweedFS'}, Triton: {triton}"
 
 
 @pytest.fixture(scope="session")

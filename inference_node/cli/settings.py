@@ -61,7 +61,7 @@ class NodeSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     linears: Literal["auto", "nf4", "dense"] = "auto"
     """`nf4`: bitsandbytes' kernel. `dense`: the same 4-bit values dequantised once."""
-    kernels: Literal["auto", "native", "reference"] = "auto"
+    kernels: Literal["auto", "fused", "native", "reference"] = "auto"
     """On CPU, `native`: in C, compiled at the first start. `reference`: in torch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     pool_mb: int = Field(default=_ENGINE.pool_bytes // MIB, ge=1)

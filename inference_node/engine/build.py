@@ -25,7 +25,7 @@ from inference_node.engine.runner import Runner, leave_the_cores
 from inference_node.engine.scheduler import Scheduler
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import BadConfiguration, NodeError
-from inference_node.kernels.backend import Backend, choose
+from inference_node.kernels.backend import Backend, NoTriton, choose
 from inference_node.kernels.native import NoCompiler
 from inference_node.model.checkpoint import (
     Base,
@@ -76,8 +76,8 @@ def _scheduler(config: EngineConfig, blocks: BlockAllocator, fingerprint: str) -
 def _backend(config: EngineConfig, base: Base) -> Backend:
     try:
         return choose(config.kernels, device=base.device, folder=default_cache_dir() / "kernels")
-    except NoCompiler as error:
-        raise BadConfiguration(f"kernels=native: {error}") from error
+    except (NoCompiler, NoTriton) as error:
+        raise BadConfiguration(f"kernels={config.kernels}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +11,12 @@ import torch
 
 from inference_node.kernels.lora import GroupPool, RowPages
 from inference_node.kernels.native import NoCompiler, load
-from inference_node.kernels.paged_attention import DecodeAttention, decode_attention
+from inference_node.kernels.paged_attention import (
+    AttentionPlan,
+    DecodeAttention,
+    paged_attention,
+    write_kv,
+)
 
 
 class RowKernels(Protocol):
@@ -25,31 +31,87 @@ class RowKernels(Protocol):
     ) -> None: ...
 
 
+class WriteKv(Protocol):
+    """`paged_attention.reference.write_kv`."""
+
+    def __call__(
+        self,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        plan: AttentionPlan,
+    ) -> None: ...
+
+
+class Attend(Protocol):
+    """`paged_attention.reference.paged_attention`."""
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        softcap: float | None = None,
+    ) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """One choice of kernels."""
 
     name: str
     """For the start banner."""
-    rows: RowKernels | None
+    rows: RowKernels | None = None
     """None: every row goes through gathered blocks."""
-    decode_attention: DecodeAttention
+    attend: Attend = paged_attention
+    write_kv: WriteKv = write_kv
+
+    @classmethod
+    def with_decode(cls, name: str, rows: RowKernels, decode: DecodeAttention) -> Backend:
+        """Torch's attention but for the single-token rows that see their whole context uncapped."""
+        return cls(name, rows, partial(paged_attention, decode=decode))
 
 
-REFERENCE = Backend("torch kernels", None, decode_attention)
+REFERENCE = Backend("torch kernels")
 
 
 def choose(kernels: str, *, device: torch.device, folder: Path) -> Backend:
-    """`reference`, `native`, or `auto`: native on a CPU with a C compiler.
+    """`reference`, `native`, `fused`, or `auto`: fused on CUDA, native on a CPU with a C compiler.
 
-    The compiled kernels are kept in `folder`. Raises NoCompiler when `native` was asked for.
+    The compiled kernels are kept in `folder`. Raises NoCompiler when `native` was asked for, and
+    NoTriton when `fused` was.
     """
-    if kernels == "reference" or device.type != "cpu":
+    if kernels == "reference":
+        return REFERENCE
+    if kernels == "fused" or (kernels == "auto" and device.type == "cuda"):
+        return _fused(device, insist=kernels == "fused")
+    if device.type != "cpu":
         return REFERENCE
     try:
         library = load(folder)
     except NoCompiler as error:
         if kernels == "native":
             raise
-        return Backend(f"{REFERENCE.name} ({error})", None, decode_attention)
-    return Backend("native kernels", library, library.decode_attention)
+        return Backend(f"{REFERENCE.name} ({error})")
+    return Backend.with_decode("native kernels", library, library.decode_attention)
+
+
+class NoTriton(Exception):
+    """Triton is not installed, or has no device to run on."""
+
+
+def _fused(device: torch.device, *, insist: bool) -> Backend:
+    try:
+        from inference_node.kernels.lora.fused import FusedRows
+        from inference_node.kernels.paged_attention.fused import FusedAttention
+        from inference_node.kernels.paged_attention.prefill import choose_prefill
+    except ImportError as error:
+        if insist:
+            raise NoTriton(f"{error}: pip install triton") from error
+        return Backend(f"{REFERENCE.name} ({error})")
+    attention = FusedAttention(choose_prefill(device))
+    return Backend("fused kernels", FusedRows(), attention.attend, attention.write_kv)

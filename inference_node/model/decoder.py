@@ -16,12 +16,7 @@ from transformers import AttentionInterface
 from inference_node.kernels.backend import REFERENCE, Backend
 from inference_node.kernels.lora import GroupPool
 from inference_node.kernels.native import Library
-from inference_node.kernels.paged_attention import (
-    AttentionPlan,
-    DecodeAttention,
-    paged_attention,
-    write_kv,
-)
+from inference_node.kernels.paged_attention import AttentionPlan
 from inference_node.kernels.quant4 import dense_linear, describe, nf4_linear, stacked
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import ATTENTION, Base
@@ -33,8 +28,8 @@ from inference_node.model.trace import AttentionRule
 class _PagedCache:
     """Keys and values of every layer, and the attention routing of the running step."""
 
-    def __init__(self, decode: DecodeAttention, rules: tuple[AttentionRule, ...]) -> None:
-        self.decode = decode
+    def __init__(self, backend: Backend, rules: tuple[AttentionRule, ...]) -> None:
+        self.backend = backend
         self.rules = rules
         self.k: list[torch.Tensor] = []  # [layers] of [blocks, block_tokens, kv_heads, head_dim]
         self.v: list[torch.Tensor] = []
@@ -49,15 +44,19 @@ class _PagedCache:
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """q [rows, heads, head_dim] over the step's keys and values, already written."""
         rule = self.rules[layer]
-        return paged_attention(
+        return self.backend.attend(
             q,
             self.k[layer],
             self.v[layer],
             self._seen_through(rule.window),
             scale=rule.scale,
             softcap=rule.softcap,
-            decode=self.decode,
         )
+
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store the step's new keys and values, [rows, kv_heads, head_dim]."""
+        assert self.plan is not None
+        self.backend.write_kv(self.k[layer], self.v[layer], k, v, self.plan)
 
     def _seen_through(self, window: int | None) -> AttentionPlan:
         """The step's plan for the layers of one window; made once a step."""
@@ -77,7 +76,7 @@ class Decoder:
         self.backend = backend
         self.module_map = base.traced.modules
         self._step = StepLora(backend)
-        self._cache = _PagedCache(backend.decode_attention, base.traced.attention)
+        self._cache = _PagedCache(backend, base.traced.attention)
         self.base_bytes_bf16 = _bf16_bytes(base.model)
         self._replace_linears("nf4" if linears == "auto" else linears)
         self._fused: FusedLayers | None = None
@@ -204,9 +203,7 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     cache: _PagedCache = module.lorapool_cache
     layer = module.layer_idx
-    assert cache.plan is not None
-    keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    write_kv(cache.k[layer], cache.v[layer], keys, values, cache.plan)
+    cache.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
     return cache.attend(layer, query[0].transpose(0, 1))[None], None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -79,7 +80,11 @@ class RowBlock:
 
 @dataclass(frozen=True, slots=True)
 class RowPages:
-    """Rows that each read their own pages in place: one (row, page) pair for every page read."""
+    """Rows that each read their own pages in place: one (row, page) pair for every page read.
+
+    Tensors may be longer than a step needs: pairs past the last run read page 0, and runs and tiles
+    past the last end where they begin.
+    """
 
     first: torch.Tensor  # [runs + 1] int32: pairs first[i] to first[i + 1] are one row's
     row: torch.Tensor  # [pairs] int32, ascending
@@ -87,6 +92,8 @@ class RowPages:
     scale: torch.Tensor  # [pairs] float32
     tile: torch.Tensor  # [tiles + 1] int32: runs tile[i] to tile[i + 1] read the same pages, and
     # their rows lie one under the other
+    widest: int
+    """No row reads more pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,4 +212,5 @@ def _row_pages(
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     scales = torch.tensor(scale, dtype=torch.float32, device=device)
-    return RowPages(index(first), index(row), index(page), scales, index(tile))
+    widest = max(end - begin for begin, end in pairwise(first))
+    return RowPages(index(first), index(row), index(page), scales, index(tile), widest)

@@ -52,8 +52,9 @@ class AttentionPlan:
     long: tuple[LongChunk, ...]
     longest: int
     """Context of the longest sequence."""
-    windowed: bool = False
-    """Whether `decode_mask` hides keys that `decode_contexts` counts."""
+    window: int | None = None
+    """Keys that a query sees, its own the last of them; None for all: `decode_mask` then hides none
+    that `decode_contexts` counts."""
 
     def within(self, window: int) -> AttentionPlan:
         """The plan of a layer whose queries see `window` keys, their own the last of them."""
@@ -65,7 +66,7 @@ class AttentionPlan:
             self,
             decode_mask=self.decode_mask & inside[:, None, None, :],
             long=tuple(chunk.within(window) for chunk in self.long),
-            windowed=True,
+            window=window,
         )
 
     @classmethod

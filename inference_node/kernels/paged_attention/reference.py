@@ -67,9 +67,8 @@ def paged_attention(
     `decode` computes the single-token rows that see their whole context uncapped; the others are
     computed here.
     """
-    if q.ndim != 3 or q.shape[1] % k_cache.shape[2] or q.shape[2] != k_cache.shape[3]:
-        raise ValueError(f"q {tuple(q.shape)} does not fit the cache {tuple(k_cache.shape)}")
-    plain = softcap is None and not plan.windowed
+    check_fits(q, k_cache)
+    plain = softcap is None and plan.window is None
     attend = decode if plain else partial(decode_attention, softcap=softcap)
     if not plan.long:
         return attend(q, k_cache, v_cache, plan, scale)
@@ -78,11 +77,17 @@ def paged_attention(
         out[: plan.decode_rows] = attend(q[: plan.decode_rows], k_cache, v_cache, plan, scale)
     for chunk in plan.long:
         rows = slice(chunk.first_row, chunk.first_row + chunk.length)
-        out[rows] = _prefill(q[rows], k_cache, v_cache, chunk, scale, softcap)
+        out[rows] = prefill(q[rows], k_cache, v_cache, chunk, scale, softcap)
     return out
 
 
-def _prefill(
+def check_fits(q: torch.Tensor, k_cache: torch.Tensor) -> None:
+    """Raises ValueError when the heads of q are not those of the cache."""
+    if q.ndim != 3 or q.shape[1] % k_cache.shape[2] or q.shape[2] != k_cache.shape[3]:
+        raise ValueError(f"q {tuple(q.shape)} does not fit the cache {tuple(k_cache.shape)}")
+
+
+def prefill(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
@@ -90,6 +95,7 @@ def _prefill(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
+    """The rows of one longer chunk, [length, heads, head_dim]."""
     kv_heads, dim = k_cache.shape[2:]
     k = k_cache[chunk.blocks].view(-1, kv_heads, dim)[: chunk.context].transpose(0, 1)
     v = v_cache[chunk.blocks].view(-1, kv_heads, dim)[: chunk.context].transpose(0, 1)

@@ -136,11 +136,11 @@ def test_control_a_window_off_by_one_is_seen(
 def test_control_a_soft_cap_left_out_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attend = decoder_module.paged_attention
+    cache = decoder_module._PagedCache
     monkeypatch.setattr(
         decoder_module,
-        "paged_attention",
-        lambda *q, softcap, **rest: attend(*q, softcap=None, **rest),
+        "_PagedCache",
+        lambda backend, rules: cache(backend, tuple(replace(r, softcap=None) for r in rules)),
     )
     with pytest.raises(AssertionError):
         check_alone("gemma2", tmp_path, monkeypatch)
