@@ -60,7 +60,7 @@ class NodeSettings(BaseSettings):
     """A transformers checkpoint folder or model id; empty for the bundled SmolLM2."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     linears: Literal["auto", "nf4", "dense"] = "auto"
-    """`nf4`: bitsandbytes' kernel. `dense`: the same 4-bit values dequantised once."""
+    """`nf4`: products of 4-bit codes. `dense`: the same 4-bit values dequantised once."""
     kernels: Literal["auto", "fused", "native", "reference"] = "auto"
     """On CPU, `native`: in C, compiled at the first start. `reference`: in torch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

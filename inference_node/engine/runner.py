@@ -56,6 +56,7 @@ class Runner:
         self._pool = pool
         self._block_tokens = block_tokens
         self._device = decoder.base.device
+        self._by_row = decoder.by_row
 
     def take_the_cores(self) -> None:
         """Called by the engine thread before its first step. Threads that start later have one."""
@@ -67,6 +68,7 @@ class Runner:
 
     def run(self, step: Step) -> list[Drawn]:
         """One forward pass. Marks the step's tokens as cached; draws where a request is due one."""
+        step = Step(tuple(sorted(step.work, key=self._is_long)))
         sampling = [item.sequence for item in step.work if item.samples]
         self._decoder.zero_blocks(self._fresh_blocks(step))
         logits = self._decoder.forward(self.batch(step))
@@ -81,8 +83,13 @@ class Runner:
             for row, (sequence, token) in enumerate(zip(sampling, tokens, strict=True))
         ]
 
+    def _is_long(self, item: Work) -> bool:
+        """Whether attention runs the item on its own, after all that runs row by row."""
+        context = item.sequence.cached + item.length
+        return item.length > 1 and context > self._by_row
+
     def batch(self, step: Step) -> ForwardBatch:
-        """The step's rows, in its order."""
+        """The step's rows, in its order: as attention wants it."""
         token_ids: list[int] = []
         positions: list[int] = []
         chunks: list[Chunk] = []
@@ -106,7 +113,10 @@ class Runner:
             token_ids=torch.tensor(token_ids, device=self._device),
             positions=torch.tensor(positions, device=self._device),
             attention=AttentionPlan.build(
-                chunks, block_tokens=self._block_tokens, device=self._device
+                chunks,
+                block_tokens=self._block_tokens,
+                device=self._device,
+                by_row=self._by_row,
             ),
             lora=LoraPlan.build(
                 segments,

@@ -10,13 +10,15 @@ from typing import Protocol
 import torch
 
 from inference_node.kernels.lora import GroupPool, RowPages
-from inference_node.kernels.native import NoCompiler, load
+from inference_node.kernels.native import Library, NoCompiler, load
 from inference_node.kernels.paged_attention import (
     AttentionPlan,
-    DecodeAttention,
     paged_attention,
     write_kv,
 )
+
+_SHORT_PROMPT = 512
+"""Up to here the C kernel's rows cost less than one call of torch for each sequence."""
 
 
 class RowKernels(Protocol):
@@ -69,11 +71,21 @@ class Backend:
     """None: every row goes through gathered blocks."""
     attend: Attend = paged_attention
     write_kv: WriteKv = write_kv
+    library: Library | None = None
+    """The compiled C kernels, where they are."""
+    by_row: int = 1
+    """Prompts of up to so many tokens are attended row by row, with the single tokens."""
 
     @classmethod
-    def with_decode(cls, name: str, rows: RowKernels, decode: DecodeAttention) -> Backend:
-        """Torch's attention but for the single-token rows that see their whole context uncapped."""
-        return cls(name, rows, partial(paged_attention, decode=decode))
+    def native(cls, library: Library) -> Backend:
+        """C, and torch's attention for what sees a window, is capped, or is a long prompt."""
+        return cls(
+            "native kernels",
+            library,
+            partial(paged_attention, decode=library.decode_attention),
+            library=library,
+            by_row=_SHORT_PROMPT,
+        )
 
 
 REFERENCE = Backend("torch kernels")
@@ -97,7 +109,7 @@ def choose(kernels: str, *, device: torch.device, folder: Path) -> Backend:
         if kernels == "native":
             raise
         return Backend(f"{REFERENCE.name} ({error})")
-    return Backend.with_decode("native kernels", library, library.decode_attention)
+    return Backend.native(library)
 
 
 class NoTriton(Exception):

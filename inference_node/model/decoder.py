@@ -17,11 +17,18 @@ from inference_node.kernels.backend import REFERENCE, Backend
 from inference_node.kernels.lora import GroupPool
 from inference_node.kernels.native import Library
 from inference_node.kernels.paged_attention import AttentionPlan
-from inference_node.kernels.quant4 import dense_linear, describe, nf4_linear, stacked
+from inference_node.kernels.quant4 import (
+    NativeLinear,
+    dense_linear,
+    describe,
+    fits,
+    nf4_linear,
+    stacked,
+)
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import ATTENTION, Base
 from inference_node.model.fused import FusedLayers, fuse
-from inference_node.model.layers import LoraGroup, LoraLinear, StepLora
+from inference_node.model.layers import LoraGroup, LoraLinear, NativeHead, StepLora
 from inference_node.model.trace import AttentionRule
 
 
@@ -79,9 +86,16 @@ class Decoder:
         self._cache = _PagedCache(backend, base.traced.attention)
         self.base_bytes_bf16 = _bf16_bytes(base.model)
         self._replace_linears("nf4" if linears == "auto" else linears)
+        self._replace_head()
         self._fused: FusedLayers | None = None
         for rule in base.traced.attention:
             base.model.get_submodule(rule.path).lorapool_cache = self._cache
+
+    @property
+    def by_row(self) -> int:
+        """Up to which context the rows of a chunk are attended one by one, and come first."""
+        plain = all(rule.window is None and rule.softcap is None for rule in self._cache.rules)
+        return self.backend.by_row if plain else 1
 
     @property
     def kernel(self) -> str:
@@ -159,23 +173,38 @@ class Decoder:
 
     def _replace_linears(self, linears: str) -> None:
         model = self.base.model
-        self._kernel = (
-            describe(self.base.device) if linears == "nf4" else "NF4 values dequantised once"
-        )
+        made: list[nn.Module] = []
         for layer in range(self.module_map.layers):
             for index, group in enumerate(self.module_map.groups):
                 paths = [self.module_map.path(layer, tail) for tail in group.tails]
                 base = self._product([model.get_submodule(path) for path in paths], linears)
+                made.append(base)
                 shared = LoraGroup(
                     base, group.shape.out_features, self._step, group=index, layer=layer
                 )
                 for part, path in enumerate(paths):
                     parent, _, name = path.rpartition(".")
                     setattr(model.get_submodule(parent), name, LoraLinear(shared, part))
+        if linears != "nf4":
+            self._kernel = "NF4 values dequantised once"
+        elif all(isinstance(base, NativeLinear) for base in made):
+            self._kernel = "NF4 decoded in registers (AVX512-BF16)"
+        else:
+            self._kernel = describe(self.base.device)
+
+    def _replace_head(self) -> None:
+        head, library = self.base.model.get_output_embeddings(), self.backend.library
+        if library is not None and NativeHead.fits(head, library):
+            self.base.model.set_output_embeddings(NativeHead(head, library))
 
     def _product(self, linears: list[Any], kind: str) -> nn.Module:
         linear = stacked(linears)
-        return nf4_linear(linear) if kind == "nf4" else dense_linear(linear, dtype=self.base.dtype)
+        if kind != "nf4":
+            return dense_linear(linear, dtype=self.base.dtype)
+        library = self.backend.library
+        if library is not None and fits(linear, library):
+            return NativeLinear(linear, library)
+        return nf4_linear(linear)
 
 
 def _unique_parameters(model: Any) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 from inference_node.kernels.lora import GroupPool, LoraPlan, ModuleMap
 from inference_node.kernels.native import DecoderLayer, DecoderLayers, Library, Product
 from inference_node.kernels.paged_attention import AttentionPlan
-from inference_node.kernels.quant4 import PackedLinear, packed_kernel_address
+from inference_node.kernels.quant4 import NativeLinear
 from inference_node.model.layers import LoraLinear
 
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
@@ -71,7 +71,7 @@ def fuse(
     tails = tuple(group.tails for group in modules.groups)
     if tails != _GROUPS or len(layers) < len(found):
         return None
-    native = DecoderLayers(library, packed_kernel_address(), layers, *caches, pools)
+    native = DecoderLayers(library, layers, *caches, pools)
     fused = FusedLayers(native, attend)
     for index in range(modules.layers):
         layer = model.get_submodule(f"{modules.head}{index}")
@@ -100,11 +100,7 @@ def _describe(layer: Any) -> DecoderLayer | None:
 
 def _product(linear: Any) -> Product | None:
     base = linear.group.base if isinstance(linear, LoraLinear) else None
-    if not isinstance(base, PackedLinear):
-        return None
-    return Product(
-        base.weight, base.absmax, base.bias, base.in_features, base.out_features, base.block
-    )
+    return base.product if isinstance(base, NativeLinear) else None
 
 
 def _is_silu(activation: Any) -> bool:

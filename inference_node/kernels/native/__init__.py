@@ -5,8 +5,9 @@ machine without a C compiler serves with the references, slower and equally righ
 """
 
 from inference_node.kernels.native.build import NoCompiler, build
-from inference_node.kernels.native.layers import DecoderLayer, DecoderLayers, Product
+from inference_node.kernels.native.layers import DecoderLayer, DecoderLayers
 from inference_node.kernels.native.library import Library, load
+from inference_node.kernels.native.structures import Product
 
 __all__ = [
     "DecoderLayer",

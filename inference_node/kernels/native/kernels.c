@@ -6,11 +6,16 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 static inline int64_t thread_index(void) { return omp_get_thread_num(); }
+static inline int64_t threads(void) { return omp_get_num_threads(); }
 #else
 static inline int64_t thread_index(void) { return 0; }
+static inline int64_t threads(void) { return 1; }
 #endif
 
 #define RANKS 8 /* ranks of one page: PAGE_RANKS of kernels/lora */
@@ -48,6 +53,24 @@ static inline raw16_bf16 bf16_narrow(vec v) {
     bits16 rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40u) & nan), raw16_bf16);
 }
+
+/* sum += a * b, element by element, or two by two where the processor multiplies bfloat16. */
+#ifdef __AVX512BF16__
+enum { DOT_bf16 = 32 };
+typedef __m512bh dot_vec_bf16;
+static inline vec dot_bf16(vec sum, __m512bh a, __m512bh b) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, a, b);
+}
+#else
+enum { DOT_bf16 = 16 };
+typedef raw16_bf16 dot_vec_bf16;
+static inline vec dot_bf16(vec sum, raw16_bf16 a, raw16_bf16 b) {
+    return sum + bf16_widen(a) * bf16_widen(b);
+}
+#endif
+enum { DOT_f32 = 16 };
+typedef vec dot_vec_f32;
+static inline vec dot_f32(vec sum, vec a, vec b) { return sum + a * b; }
 
 static inline vec f32_widen(vec v) { return v; }
 static inline vec f32_narrow(vec v) { return v; }
@@ -91,19 +114,15 @@ static inline vec exp_nonpositive16(vec x) {
     return p * (vec)((whole + 127) << 23);
 }
 
-#define T bf16
-#define LOAD bf16_load
-#define STORE bf16_store
-#define WIDEN bf16_widen
-#define NARROW bf16_narrow
-#define NAME(f) f##_bf16
-#include "typed.h"
-#undef T
-#undef LOAD
-#undef STORE
-#undef WIDEN
-#undef NARROW
-#undef NAME
+/* Which rows read which pages in one module group. Pair i is a row and one of its pages; pairs of one
+ * row are neighbours: run i is pairs first[i] to first[i + 1]. Tile t is runs tile[t] to tile[t + 1]:
+ * rows one under the other that read the same pages. No tiles: nobody reads any.
+ */
+typedef struct {
+    int64_t tiles;
+    const int32_t *tile, *first, *row, *page;
+    const float *scale;
+} Routing;
 
 #define T float
 #define LOAD f32_load
@@ -112,6 +131,7 @@ static inline vec exp_nonpositive16(vec x) {
 #define NARROW f32_narrow
 #define NAME(f) f##_f32
 #include "typed.h"
+#include "rows.h"
 #undef T
 #undef LOAD
 #undef STORE
@@ -119,4 +139,15 @@ static inline vec exp_nonpositive16(vec x) {
 #undef NARROW
 #undef NAME
 
+#define T bf16
+#define LOAD bf16_load
+#define STORE bf16_store
+#define WIDEN bf16_widen
+#define NARROW bf16_narrow
+#define NAME(f) f##_bf16
+#include "typed.h"
+#include "nf4.h"
+#include "dense.h"
+#include "attention.h"
+#include "rows.h"
 #include "layer.h"

@@ -1,17 +1,14 @@
 /* A Llama-shaped decoder layer in two calls: everything before its attention, everything after.
  *
- * The products are bitsandbytes' kernel, called through a pointer; each is followed by what the
- * adapters of the step add. Every intermediate is rounded to bfloat16 where transformers' own code
- * rounds it.
+ * Each product is followed by what the adapters of the step add. Every intermediate is rounded to
+ * bfloat16 where transformers' own code rounds it. One team of threads runs a whole call: a loop
+ * marked `omp for` is shared among them, and all wait at its end.
  */
-typedef void Gemm(int64_t rows, int64_t out, int64_t in, const bf16 *x, const uint8_t *weight,
-                  const bf16 *absmax, bf16 *y, int64_t block, int64_t x_stride, int64_t y_stride);
+#ifdef NF4_PRODUCTS
 
-/* Linears that read one input: a 4-bit product, and the adapter pages of this layer beside it. */
+/* Linears that read one input, and the adapter pages of this layer beside them. */
 typedef struct {
-    const uint8_t *weight;
-    const bf16 *absmax, *bias; /* bias may be absent */
-    int64_t in, out, block;
+    Product product;
     const bf16 *a, *b;
     int64_t a_stride, b_stride, slices;
     const int64_t *outs;
@@ -25,15 +22,7 @@ typedef struct {
     float eps;
 } Layer;
 
-/* Which rows read which pages in one group; no tiles: nobody reads any. */
 typedef struct {
-    int64_t tiles;
-    const int32_t *tile, *first, *row, *page;
-    const float *scale;
-} Routing;
-
-typedef struct {
-    Gemm *gemm;
     int64_t rows;
     Routing qkv, o, gate_up, down;
     const bf16 *cos, *sin; /* [rows, dim] */
@@ -42,21 +31,14 @@ typedef struct {
     float *h;              /* scratch: [pairs, slices, RANKS] of the largest group */
 } Step;
 
-static void multiply(const Step *step, const Group *group, const Routing *lora, const bf16 *x,
+static void multiply(const Step *step, const Group *group, const Routing *routing, const bf16 *x,
                      bf16 *y) {
-    step->gemm(step->rows, group->out, group->in, x, group->weight, group->absmax, y, group->block,
-               group->in, group->out);
-    if (group->bias)
-        for (int64_t row = 0; row < step->rows; row++)
-            for (int64_t i = 0; i < group->out; i++) {
-                bf16 *at = y + row * group->out + i;
-                *at = bf16_store(bf16_load(*at) + bf16_load(group->bias[i]));
-            }
-    if (!lora->tiles) return;
-    lora_shrink_bf16(step->h, x, group->in, group->a, group->a_stride, group->slices, group->in,
-                     lora->tiles, lora->tile, lora->first, lora->row, lora->page, lora->scale);
-    lora_expand_add_bf16(y, group->out, step->h, group->b, group->b_stride, group->slices,
-                         group->outs, lora->tiles, lora->tile, lora->first, lora->row, lora->page);
+    int64_t in = group->product.in, out = group->product.out;
+    shrink_bf16(step->h, x, in, group->a, group->a_stride, group->slices, in, routing);
+    nf4_product(&group->product, step->rows, x, y);
+    if (routing->tiles)
+        expand_add_bf16(y, out, step->h, group->b, group->b_stride, group->slices, group->outs,
+                        routing);
 }
 
 /* y = weight * x / rms(x), one row. */
@@ -97,16 +79,15 @@ static void rotate(bf16 *restrict y, const bf16 *restrict x, const bf16 *restric
     }
 }
 
-/* q [rows, heads, dim] of x [rows, hidden]; keys and values go to their slots in the cache. */
-void layer_before_attention(const Layer *layer, const Step *step, const bf16 *x, bf16 *q) {
-    int64_t hidden = layer->hidden, dim = layer->dim, width = layer->qkv.out;
+static void before_attention(const Layer *layer, const Step *step, const bf16 *x, bf16 *q) {
+    int64_t hidden = layer->hidden, dim = layer->dim, width = layer->qkv.product.out;
     int64_t heads = layer->heads, kv_heads = layer->kv_heads;
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++)
         rms_norm(step->narrow + row * hidden, x + row * hidden, layer->norm_before, hidden,
                  layer->eps);
     multiply(step, &layer->qkv, &step->qkv, step->narrow, step->wide);
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         const bf16 *made = step->wide + row * width;
         const bf16 *cos = step->cos + row * dim, *sin = step->sin + row * dim;
@@ -120,12 +101,11 @@ void layer_before_attention(const Layer *layer, const Step *step, const bf16 *x,
     }
 }
 
-/* y [rows, hidden]: the layer's output, from its input x and attention's output [rows, heads, dim]. */
-void layer_after_attention(const Layer *layer, const Step *step, const bf16 *restrict x,
-                           const bf16 *restrict attention, bf16 *restrict y) {
+static void after_attention(const Layer *layer, const Step *step, const bf16 *restrict x,
+                            const bf16 *restrict attention, bf16 *restrict y) {
     int64_t hidden = layer->hidden, inner = layer->inner;
     multiply(step, &layer->o, &step->o, attention, y);
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         bf16 *ys = y + row * hidden;
         const bf16 *xs = x + row * hidden;
@@ -134,7 +114,7 @@ void layer_after_attention(const Layer *layer, const Step *step, const bf16 *res
         rms_norm(step->narrow + row * hidden, ys, layer->norm_after, hidden, layer->eps);
     }
     multiply(step, &layer->gate_up, &step->gate_up, step->narrow, step->wide);
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         const bf16 *gate = step->wide + row * 2 * inner, *up = gate + inner;
         bf16 *product = step->narrow + row * inner;
@@ -142,7 +122,7 @@ void layer_after_attention(const Layer *layer, const Step *step, const bf16 *res
             store16_bf16(product + i, bf16_widen(silu16(load16_bf16(gate + i))) * load16_bf16(up + i));
     }
     multiply(step, &layer->down, &step->down, step->narrow, step->wide);
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         bf16 *ys = y + row * hidden;
         const bf16 *made = step->wide + row * hidden;
@@ -151,3 +131,17 @@ void layer_after_attention(const Layer *layer, const Step *step, const bf16 *res
             ys[i] = bf16_store(bf16_load(ys[i]) + bf16_load(made[i]));
     }
 }
+
+/* q [rows, heads, dim] of x [rows, hidden]; keys and values go to their slots in the cache. */
+void layer_before_attention(const Layer *layer, const Step *step, const bf16 *x, bf16 *q) {
+#pragma omp parallel
+    before_attention(layer, step, x, q);
+}
+
+/* y [rows, hidden]: the layer's output, from its input x and attention's output [rows, heads, dim]. */
+void layer_after_attention(const Layer *layer, const Step *step, const bf16 *x,
+                           const bf16 *attention, bf16 *y) {
+#pragma omp parallel
+    after_attention(layer, step, x, attention, y);
+}
+#endif

@@ -12,31 +12,27 @@ from dataclasses import dataclass
 
 import torch
 
-from inference_node.kernels.lora.contract import PAGE_RANKS, GroupPool, LoraPlan, RowPages
+from inference_node.kernels.lora.contract import PAGE_RANKS, GroupPool, LoraPlan
 from inference_node.kernels.native.library import Library
+from inference_node.kernels.native.structures import (
+    GROUPS,
+    INT,
+    PTR,
+    Group,
+    Layer,
+    Product,
+    Routing,
+    Step,
+)
 from inference_node.kernels.paged_attention.contract import AttentionPlan
-
-FEW_ROWS = 64
-"""Calls over up to this many rows take about a millisecond and keep the interpreter lock."""
-_PTR, _INT = ctypes.c_void_p, ctypes.c_int64
-_GROUPS = ("qkv", "o", "gate_up", "down")
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A 4-bit product in the packing of bitsandbytes' AVX512 kernel."""
-
-    weight: torch.Tensor
-    absmax: torch.Tensor  # [out * in / block] bfloat16
-    bias: torch.Tensor | None  # [out] bfloat16
-    in_features: int
-    out_features: int
-    block: int
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """The tensors of one layer. Siblings are stacked: q over k over v, gate over up."""
+    """The tensors of one layer. Siblings are stacked: q over k over v, gate over up.
+
+    What the products point to must outlive them.
+    """
 
     products: tuple[Product, Product, Product, Product]
     """qkv, o, gate_up, down."""
@@ -46,54 +42,18 @@ class DecoderLayer:
     head_dim: int
 
 
-class _Group(ctypes.Structure):
-    _fields_ = [
-        *((name, _PTR) for name in ("weight", "absmax", "bias")),
-        *((name, _INT) for name in ("in_features", "out_features", "block")),
-        *((name, _PTR) for name in ("a", "b")),
-        *((name, _INT) for name in ("a_stride", "b_stride", "slices")),
-        ("outs", _PTR),
-    ]
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [
-        *((name, _Group) for name in _GROUPS),
-        *((name, _PTR) for name in ("norm_before", "norm_after", "k", "v")),
-        *((name, _INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner")),
-        ("eps", ctypes.c_float),
-    ]
-
-
-class _Routing(ctypes.Structure):
-    _fields_ = [
-        ("tiles", _INT),
-        *((name, _PTR) for name in ("tile", "first", "row", "page", "scale")),
-    ]
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        ("gemm", _PTR),
-        ("rows", _INT),
-        *((name, _Routing) for name in _GROUPS),
-        *((name, _PTR) for name in ("cos", "sin", "slots", "wide", "narrow", "h")),
-    ]
-
-
 class DecoderLayers:
     """All layers of one model over fixed caches and pools; used by one thread."""
 
     def __init__(
         self,
         library: Library,
-        gemm: int,
         layers: Sequence[DecoderLayer],
         k_caches: Sequence[torch.Tensor],
         v_caches: Sequence[torch.Tensor],
         pools: Sequence[GroupPool],
     ) -> None:
-        """`gemm` is the address of bitsandbytes' kernel; k and v caches one a layer.
+        """k and v caches one a layer.
 
         caches [blocks, block_tokens, kv_heads, head_dim]; pools in the order of the products.
         Raises ValueError when sizes or types do not fit together.
@@ -103,7 +63,7 @@ class DecoderLayers:
         self.hidden = first.products[0].in_features
         self._library = library
         self._kept = (tuple(layers), tuple(k_caches), tuple(v_caches), tuple(pools))
-        self._outs = [(_INT * pool.shape.slices)(*pool.shape.out_features) for pool in pools]
+        self._outs = [(INT * pool.shape.slices)(*pool.shape.out_features) for pool in pools]
         self._layers = [
             self._layer(index, layer, k, v)
             for index, (layer, k, v) in enumerate(zip(layers, k_caches, v_caches, strict=True))
@@ -111,7 +71,7 @@ class DecoderLayers:
         self._wide = max(first.products[0].out_features, first.products[2].out_features)
         self._narrow = max(self.hidden, first.products[3].in_features)
         self._slices = max(pool.shape.slices for pool in pools)
-        self._step = _Step(gemm=gemm)
+        self._step = Step()
         self._during: tuple[object, ...] = ()
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
         self._h = torch.empty(0)
@@ -128,12 +88,12 @@ class DecoderLayers:
         step.wide = self._scratch.data_ptr()
         step.narrow = step.wide + rows * self._wide * self._scratch.element_size()
         pairs = 0
-        for index, name in enumerate(_GROUPS):
+        for index, name in enumerate(GROUPS):
             plan = lora.groups[index] if lora is not None else None
             if plan is not None and (plan.blocks or plan.rows != rows):
                 raise ValueError("the plan is not one of rows that read their pages in place")
             single = plan.single if plan is not None else None
-            setattr(step, name, _routing(single))
+            setattr(step, name, Routing.of(single))
             pairs = max(pairs, 0 if single is None else single.row.shape[0])
         if self._h.numel() < pairs * self._slices * PAGE_RANKS:
             self._h = torch.empty(pairs * self._slices * PAGE_RANKS)
@@ -152,7 +112,7 @@ class DecoderLayers:
             _check(angles, (rows, self.head_dim))
         self._step.cos, self._step.sin = cos.data_ptr(), sin.data_ptr()
         q = x.new_empty(rows, self.heads, self.head_dim)
-        self._library.layer_call("layer_before_attention", keeps_lock=rows <= FEW_ROWS)(
+        self._library.layer_call("layer_before_attention", rows=rows)(
             ctypes.byref(self._layers[layer]),
             ctypes.byref(self._step),
             x.data_ptr(),
@@ -166,7 +126,7 @@ class DecoderLayers:
         _check(x, (rows, self.hidden))
         _check(attended, (rows, self.heads, self.head_dim))
         y = torch.empty_like(x)
-        self._library.layer_call("layer_after_attention", keeps_lock=rows <= FEW_ROWS)(
+        self._library.layer_call("layer_after_attention", rows=rows)(
             ctypes.byref(self._layers[layer]),
             ctypes.byref(self._step),
             x.data_ptr(),
@@ -175,7 +135,7 @@ class DecoderLayers:
         )
         return y
 
-    def _layer(self, index: int, layer: DecoderLayer, k: torch.Tensor, v: torch.Tensor) -> _Layer:
+    def _layer(self, index: int, layer: DecoderLayer, k: torch.Tensor, v: torch.Tensor) -> Layer:
         kv_heads, dim = k.shape[2:]
         inner = layer.products[3].in_features
         for cache in (k, v):
@@ -195,10 +155,10 @@ class DecoderLayers:
         groups = {
             name: _group(product, pool, outs, index)
             for name, product, pool, outs in zip(
-                _GROUPS, layer.products, pools, self._outs, strict=True
+                GROUPS, layer.products, pools, self._outs, strict=True
             )
         }
-        return _Layer(
+        return Layer(
             **groups,
             norm_before=layer.norms[0].data_ptr(),
             norm_after=layer.norms[1].data_ptr(),
@@ -213,40 +173,21 @@ class DecoderLayers:
         )
 
 
-def _group(product: Product, pool: GroupPool, outs: object, layer: int) -> _Group:
+def _group(product: Product, pool: GroupPool, outs: object, layer: int) -> Group:
     shape = pool.shape
     if (shape.in_features, shape.out_total) != (product.in_features, product.out_features):
         raise ValueError(f"adapter pages of {shape} beside a product of another size")
-    for tensor in (pool.a, pool.b, product.absmax, product.bias):
-        if tensor is not None:
-            _check(tensor, tuple(tensor.shape))
+    for tensor in (pool.a, pool.b):
+        _check(tensor, tuple(tensor.shape))
     size = pool.a.element_size()
-    return _Group(
-        weight=product.weight.data_ptr(),
-        absmax=product.absmax.data_ptr(),
-        bias=None if product.bias is None else product.bias.data_ptr(),
-        in_features=product.in_features,
-        out_features=product.out_features,
-        block=product.block,
+    return Group(
+        product=product,
         a=pool.a.data_ptr() + layer * pool.a.stride(1) * size,
         b=pool.b.data_ptr() + layer * pool.b.stride(1) * size,
         a_stride=pool.a.stride(0),
         b_stride=pool.b.stride(0),
         slices=shape.slices,
-        outs=ctypes.cast(outs, _PTR),  # type: ignore[arg-type]
-    )
-
-
-def _routing(rows: RowPages | None) -> _Routing:
-    if rows is None:
-        return _Routing()
-    return _Routing(
-        rows.tile.shape[0] - 1,
-        rows.tile.data_ptr(),
-        rows.first.data_ptr(),
-        rows.row.data_ptr(),
-        rows.page.data_ptr(),
-        rows.scale.data_ptr(),
+        outs=ctypes.cast(outs, PTR),  # type: ignore[arg-type]
     )
 
 

@@ -1,7 +1,8 @@
 """The compiled kernels as functions over tensors.
 
 Calls keep the interpreter lock: they take microseconds, and a thread that lets go of the lock may
-wait milliseconds to have it back. Those of `layer.h` let go of it when a step has many rows.
+wait milliseconds to have it back. Those of `nf4.h` and `layer.h` let go of it when there are many
+rows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from inference_node.kernels.lora.contract import PAGE_RANKS, GroupPool, RowPages
 from inference_node.kernels.native.build import build
+from inference_node.kernels.native.structures import Product, Routing
 from inference_node.kernels.paged_attention.contract import AttentionPlan
 
 MAX_HEAD_DIM = 256
@@ -23,14 +25,18 @@ MAX_GROUP_DIM = 8192
 _PTR, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _SIGNATURES: dict[str, list[type]] = {
-    "lora_shrink": [_PTR, _PTR, _INT, _PTR, *[_INT] * 4, *[_PTR] * 5],
-    "lora_expand_add": [_PTR, _INT, _PTR, _PTR, _INT, _INT, _PTR, _INT, *[_PTR] * 4],
+    "lora_shrink": [_PTR, _PTR, _INT, _PTR, *[_INT] * 3, _PTR],
+    "lora_expand_add": [_PTR, _INT, _PTR, _PTR, _INT, _INT, _PTR, _PTR],
     "decode_attention": [*[_PTR] * 4, *[_INT] * 5, _PTR, _INT, _PTR, _FLOAT, _PTR, _INT],
 }
-_LAYER_SIGNATURES: dict[str, list[type]] = {
+_PRODUCT_SIGNATURES: dict[str, list[type]] = {
+    "nf4_linear": [_PTR, _INT, _PTR, _PTR],
+    "dense_linear": [*[_PTR] * 3, *[_INT] * 3],
     "layer_before_attention": [_PTR] * 4,
     "layer_after_attention": [_PTR] * 5,
 }
+FEW_ROWS = 64
+"""Calls over up to this many rows take about a millisecond and keep the interpreter lock."""
 
 
 def load(folder: Path) -> Library:
@@ -49,17 +55,30 @@ class Library:
                 call = getattr(self._object, f"{name}_{suffix}")
                 call.argtypes, call.restype = arguments, None
                 self._calls[name, dtype] = call
-        self._layer_calls: dict[tuple[str, bool], Callable[..., None]] = {}
-        for keeps_lock, handle in ((True, self._object), (False, ctypes.CDLL(str(path)))):
-            for name, arguments in _LAYER_SIGNATURES.items():
+        self.multiplies_nf4 = hasattr(self._object, "nf4_linear")
+        """Whether the functions of `nf4.h`, `dense.h` and `layer.h` exist on this processor."""
+        self._product_calls: dict[tuple[str, bool], Callable[..., None]] = {}
+        for few, handle in ((True, self._object), (False, ctypes.CDLL(str(path)))):
+            for name, arguments in _PRODUCT_SIGNATURES.items() if self.multiplies_nf4 else ():
                 call = getattr(handle, name)
                 call.argtypes, call.restype = arguments, None
-                self._layer_calls[name, keeps_lock] = call
+                self._product_calls[name, few] = call
         self._scratch = torch.empty(0)
 
-    def layer_call(self, name: str, *, keeps_lock: bool) -> Callable[..., None]:
+    def layer_call(self, name: str, *, rows: int) -> Callable[..., None]:
         """A function of `layer.h`; layers.py says what it takes."""
-        return self._layer_calls[name, keeps_lock]
+        return self._product_calls[name, rows <= FEW_ROWS]
+
+    def nf4_linear(self, product: Product, x: torch.Tensor, y: torch.Tensor) -> None:
+        """y [rows, out] = x [rows, in] times the product's weight, and its bias. bfloat16."""
+        for rows, width in ((x, product.in_features), (y, product.out_features)):
+            _check_row_major(rows, width, torch.bfloat16)
+            if not rows.is_contiguous():
+                raise ValueError("rows must be contiguous")
+        count = x.shape[0]
+        self._product_calls["nf4_linear", count <= FEW_ROWS](
+            ctypes.byref(product), count, x.data_ptr(), y.data_ptr()
+        )
 
     def shrink_rows(
         self, x: torch.Tensor, pool: GroupPool, layer: int, rows: RowPages
@@ -76,12 +95,7 @@ class Library:
             a.stride(0),
             shape.slices,
             shape.in_features,
-            rows.tile.shape[0] - 1,
-            rows.tile.data_ptr(),
-            rows.first.data_ptr(),
-            rows.row.data_ptr(),
-            rows.page.data_ptr(),
-            rows.scale.data_ptr(),
+            ctypes.byref(Routing.of(rows)),
         )
         return h
 
@@ -101,12 +115,23 @@ class Library:
             b.stride(0),
             shape.slices,
             (ctypes.c_int64 * shape.slices)(*shape.out_features),
-            rows.tile.shape[0] - 1,
-            rows.tile.data_ptr(),
-            rows.first.data_ptr(),
-            rows.row.data_ptr(),
-            rows.page.data_ptr(),
+            ctypes.byref(Routing.of(rows)),
         )
+
+    def dense_linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """x [rows, in] times weight [out, in], transposed; out in 16s, in in 32s. bfloat16."""
+        (rows, width), out = x.shape, weight.shape[0]
+        for each in (x, weight):
+            _check_row_major(each, width, torch.bfloat16)
+            if not each.is_contiguous():
+                raise ValueError("rows must be contiguous")
+        if out % 16 or width % 32:
+            raise ValueError(f"a weight of {out} by {width} is not made of whole panels")
+        y = x.new_empty(rows, out)
+        self._product_calls["dense_linear", rows <= FEW_ROWS](
+            y.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, out, width
+        )
+        return y
 
     def decode_attention(
         self,
@@ -127,7 +152,7 @@ class Library:
         if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
             raise ValueError("the caches must be contiguous")
         out = torch.empty_like(q)
-        group, tokens = heads // kv_heads, blocks.shape[1] * block_tokens
+        group, tokens = heads // kv_heads, -(-blocks.shape[1] * block_tokens // 16) * 16
         needed = torch.get_num_threads() * group * tokens
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed * 2)

@@ -10,6 +10,12 @@ static inline void NAME(store16)(T *to, vec v) {
     memcpy(to, &raw, sizeof raw);
 }
 
+static inline NAME(dot_vec) NAME(load_dot)(const T *from) {
+    NAME(dot_vec) raw;
+    memcpy(&raw, from, sizeof raw);
+    return raw;
+}
+
 /* For `rows` rows, a constant where it is inlined, and all ranks of one page:
  * h[row, r] = scale * dot(x[row], a[r])
  */
@@ -22,12 +28,12 @@ static inline __attribute__((always_inline)) void NAME(shrink_rows)(
         vec sums[AT_ONCE][4] = {0};
         float total[AT_ONCE][4];
         int64_t i = 0;
-        for (; i + 16 <= in; i += 16) {
-            vec columns[AT_ONCE];
-            for (int k = 0; k < AT_ONCE; k++) columns[k] = NAME(load16)(as + k * in + i);
+        for (; i + NAME(DOT) <= in; i += NAME(DOT)) {
+            NAME(dot_vec) columns[AT_ONCE];
+            for (int k = 0; k < AT_ONCE; k++) columns[k] = NAME(load_dot)(as + k * in + i);
             for (int row = 0; row < rows; row++) {
-                vec v = NAME(load16)(x + row * x_stride + i);
-                for (int k = 0; k < AT_ONCE; k++) sums[k][row] += v * columns[k];
+                NAME(dot_vec) v = NAME(load_dot)(x + row * x_stride + i);
+                for (int k = 0; k < AT_ONCE; k++) sums[k][row] = NAME(dot)(sums[k][row], v, columns[k]);
             }
         }
         for (int k = 0; k < AT_ONCE; k++)
@@ -47,17 +53,17 @@ static inline __attribute__((always_inline)) void NAME(shrink_rows)(
 /* h[pair, slice, r] = scale[pair] * dot(x[row[pair]], a[page[pair], slice, r])
  *
  * x [rows, in] with x_stride elements between rows; a: RANKS * in elements a slice, slices side by
- * side, a_stride elements between pages; h [pairs, slices, RANKS] float32. Pairs of one row are
- * neighbours: run i is pairs first[i] to first[i + 1]. Tile t is runs tile[t] to tile[t + 1]: rows
- * one under the other that read the same pages.
+ * side, a_stride elements between pages; h [pairs, slices, RANKS] float32. Threads do not wait for
+ * each other at its end.
  */
-void NAME(lora_shrink)(float *restrict h, const T *restrict x, int64_t x_stride,
-                       const T *restrict a, int64_t a_stride, int64_t slices, int64_t in,
-                       int64_t tiles, const int32_t *restrict tile, const int32_t *restrict first,
-                       const int32_t *restrict row, const int32_t *restrict page,
-                       const float *restrict scale) {
-#pragma omp parallel for schedule(static)
-    for (int64_t task = 0; task < tiles * slices; task++) {
+static void NAME(shrink)(float *restrict h, const T *restrict x, int64_t x_stride,
+                         const T *restrict a, int64_t a_stride, int64_t slices, int64_t in,
+                         const Routing *routing) {
+    const int32_t *tile = routing->tile, *first = routing->first;
+    const int32_t *row = routing->row, *page = routing->page;
+    const float *scale = routing->scale;
+#pragma omp for schedule(static) nowait
+    for (int64_t task = 0; task < routing->tiles * slices; task++) {
         int64_t t = task / slices, slice = task % slices;
         int32_t run = tile[t], end = tile[t + 1];
         int64_t pages = first[run + 1] - first[run], h_stride = pages * slices * RANKS;
@@ -72,6 +78,12 @@ void NAME(lora_shrink)(float *restrict h, const T *restrict x, int64_t x_stride,
                     NAME(shrink_rows)(hs, h_stride, xs, x_stride, as, in, 1, scale[pair]);
             }
     }
+}
+
+void NAME(lora_shrink)(float *h, const T *x, int64_t x_stride, const T *a, int64_t a_stride,
+                       int64_t slices, int64_t in, const Routing *routing) {
+#pragma omp parallel
+    NAME(shrink)(h, x, x_stride, a, a_stride, slices, in, routing);
 }
 
 enum { NAME(TILE) = 512 };
@@ -100,21 +112,21 @@ static inline __attribute__((always_inline)) void NAME(expand_rows)(
 /* y[row, o] += sum over the row's pairs and ranks of h[pair, slice of o, r] * b[page[pair], r, o]
  *
  * y [rows, outs of all slices] with y_stride elements between rows; b [pages, RANKS, outs] with
- * b_stride elements between pages; outs [slices]; the rest as in lora_shrink. The sum is rounded
+ * b_stride elements between pages; outs [slices]; the rest as in shrink. The sum is rounded
  * once, into y.
  */
-void NAME(lora_expand_add)(T *restrict y, int64_t y_stride, const float *restrict h,
-                           const T *restrict b, int64_t b_stride, int64_t slices,
-                           const int64_t *restrict outs, int64_t tiles,
-                           const int32_t *restrict tile, const int32_t *restrict first,
-                           const int32_t *restrict row, const int32_t *restrict page) {
+static void NAME(expand_add)(T *restrict y, int64_t y_stride, const float *restrict h,
+                             const T *restrict b, int64_t b_stride, int64_t slices,
+                             const int64_t *restrict outs, const Routing *routing) {
+    const int32_t *tile = routing->tile, *first = routing->first;
+    const int32_t *row = routing->row, *page = routing->page;
     int64_t strips = 0, width = 0;
     for (int64_t slice = 0; slice < slices; slice++) {
         strips += (outs[slice] + NAME(TILE) - 1) / NAME(TILE);
         width += outs[slice];
     }
-#pragma omp parallel for schedule(static)
-    for (int64_t task = 0; task < tiles * strips; task++) {
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < routing->tiles * strips; task++) {
         int64_t t = task / strips, strip = task % strips, slice = 0, column = 0;
         while (strip >= (outs[slice] + NAME(TILE) - 1) / NAME(TILE)) {
             strip -= (outs[slice] + NAME(TILE) - 1) / NAME(TILE);
@@ -146,6 +158,12 @@ void NAME(lora_expand_add)(T *restrict y, int64_t y_stride, const float *restric
             run += rows;
         }
     }
+}
+
+void NAME(lora_expand_add)(T *y, int64_t y_stride, const float *h, const T *b, int64_t b_stride,
+                           int64_t slices, const int64_t *outs, const Routing *routing) {
+#pragma omp parallel
+    NAME(expand_add)(y, y_stride, h, b, b_stride, slices, outs, routing);
 }
 
 /* One row and one key head: out[g] = softmax(scale * q[g] . k) . v for the query heads g that share
@@ -184,36 +202,5 @@ static inline __attribute__((always_inline)) void NAME(attend)(
             }
         }
         for (int64_t i = 0; i < dim; i++) out[g * dim + i] = STORE(sum[i] / total);
-    }
-}
-
-/* out[row, head] = softmax(scale * q[row, head] . k[0..context[row])) . v
- *
- * q, out [rows, kv_heads * group, dim]; k, v [blocks, block_tokens, kv_heads, dim]; token t of a
- * row lies in block table[row, t / block_tokens]; scratch [threads, group, scratch_tokens] float32
- * with scratch_tokens >= the longest context; dim <= MAX_DIM, group * dim <= MAX_GROUP_DIM.
- */
-void NAME(decode_attention)(T *restrict out, const T *restrict q, const T *restrict k,
-                            const T *restrict v, int64_t rows, int64_t kv_heads, int64_t group,
-                            int64_t dim, int64_t block_tokens, const int64_t *restrict table,
-                            int64_t table_width, const int64_t *restrict context, float scale,
-                            float *restrict scratch, int64_t scratch_tokens) {
-    int64_t stride = kv_heads * dim;
-#pragma omp parallel for schedule(static)
-    for (int64_t task = 0; task < rows * kv_heads; task++) {
-        int64_t line = task / kv_heads, kv = task % kv_heads, first = task * group * dim;
-        const int64_t *blocks = table + line * table_width;
-        float *weights = scratch + thread_index() * group * scratch_tokens;
-        const T *ks = k + kv * dim, *vs = v + kv * dim;
-#define ATTEND(DIM)                                                                              \
-    NAME(attend)(out + first, q + first, ks, vs, group, DIM, stride, block_tokens, blocks,       \
-                 context[line], scale, weights, scratch_tokens)
-        if (dim == 64)
-            ATTEND(64);
-        else if (dim == 128)
-            ATTEND(128);
-        else
-            ATTEND(dim);
-#undef ATTEND
     }
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,15 @@ class Chunk:
     @property
     def context(self) -> int:
         return self.start + self.length
+
+    def runs_by_row(self, longest: int) -> bool:
+        """Whether each of its rows is attended like a single token, up to a `longest` context."""
+        return self.length == 1 or self.context <= longest
+
+    def rows(self) -> Iterator[Chunk]:
+        """Its tokens one by one, each with what it sees."""
+        for position in range(self.start, self.context):
+            yield Chunk(self.block_table, position, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,8 @@ class LongChunk:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """Single-token rows come first and run as one batch; longer chunks follow one by one."""
+    """Rows that see one context each come first and run as one batch; longer chunks follow one by
+    one. The first are the single tokens, and those of chunks that are run row by row."""
 
     slots: torch.Tensor  # [rows] int64: block * block_tokens + offset of each new token
     decode_rows: int
@@ -71,27 +81,40 @@ class AttentionPlan:
 
     @classmethod
     def build(
-        cls, chunks: Sequence[Chunk], *, block_tokens: int, device: torch.device
+        cls,
+        chunks: Sequence[Chunk],
+        *,
+        block_tokens: int,
+        device: torch.device,
+        by_row: int = 1,
     ) -> AttentionPlan:
-        """`chunks` in row order: all of length 1 first. Raises ValueError otherwise."""
-        decode = [chunk for chunk in chunks if chunk.length == 1]
-        if any(chunk.length == 1 for chunk in chunks[len(decode) :]):
-            raise ValueError("single-token chunks must come first")
+        """`chunks` in row order: single tokens and those of up to `by_row` tokens of context first.
+
+        Raises ValueError when they do not come first.
+        """
+        first = [chunk for chunk in chunks if chunk.runs_by_row(by_row)]
+        if any(chunk.runs_by_row(by_row) for chunk in chunks[len(first) :]):
+            raise ValueError("chunks that run row by row must come first")
+        decode = [row for chunk in first for row in chunk.rows()]
         slots = [
             chunk.block_table[position // block_tokens] * block_tokens + position % block_tokens
             for chunk in chunks
             for position in range(chunk.start, chunk.context)
         ]
         width = max((-(-chunk.context // block_tokens) for chunk in decode), default=0)
-        table = torch.zeros(len(decode), width, dtype=torch.int64)
-        for row, chunk in enumerate(decode):
-            used = chunk.block_table[: -(-chunk.context // block_tokens)]
-            table[row, : len(used)] = torch.tensor(used)
+        table = torch.tensor(
+            [
+                [*(used := chunk.block_table[: -(-chunk.context // block_tokens)])]
+                + [0] * (width - len(used))
+                for chunk in decode
+            ],
+            dtype=torch.int64,
+        ).view(len(decode), width)
         contexts = torch.tensor([chunk.context for chunk in decode], dtype=torch.int64)
         visible = torch.arange(width * block_tokens)[None, :] < contexts[:, None]
         long: list[LongChunk] = []
         row = len(decode)
-        for chunk in chunks[len(decode) :]:
+        for chunk in chunks[len(first) :]:
             blocks = torch.tensor(chunk.block_table[: -(-chunk.context // block_tokens)])
             mask = None
             if chunk.start:

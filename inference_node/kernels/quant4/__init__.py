@@ -8,6 +8,8 @@
 `stacked` puts linears that read the same input under each other, so that one product serves all.
 `dense_linear` dequantises once and multiplies exactly: the oracle. `nf4_linear` hands the packed
 weights to bitsandbytes' own kernel, which may round W to bfloat16 (QLoRA, arXiv 2305.14314).
+`NativeLinear` is the C kernel for CPUs with AVX512-BF16, which rounds the codebook and nothing else
+(docs/decisions/0012-own-4-bit-product-on-cpus.md).
 """
 
 from inference_node.kernels.quant4.fused import (
@@ -15,18 +17,19 @@ from inference_node.kernels.quant4.fused import (
     describe,
     multiplies_bfloat16,
     nf4_linear,
-    packed_kernel_address,
 )
+from inference_node.kernels.quant4.native import NativeLinear, fits
 from inference_node.kernels.quant4.reference import dense_linear, dequantise
 from inference_node.kernels.quant4.stacked import stacked
 
 __all__ = [
+    "NativeLinear",
     "PackedLinear",
     "dense_linear",
     "dequantise",
     "describe",
+    "fits",
     "multiplies_bfloat16",
     "nf4_linear",
-    "packed_kernel_address",
     "stacked",
 ]

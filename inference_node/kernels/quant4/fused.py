@@ -59,15 +59,8 @@ class PackedLinear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
 
-def packed_kernel_address() -> int:
-    """Where the kernel that `PackedLinear` calls lies, for callers in C."""
-    address = ctypes.cast(getattr(lib._lib, _SYMBOL), _PTR).value
-    assert address is not None
-    return address
-
-
 def nf4_linear(linear: Linear4bit) -> nn.Module:
-    """`linear` on the fastest kernel of its device; it may be repacked and must not be used again.
+    """`linear` on bitsandbytes' kernel; it may be repacked and must not be used again.
 
     Without AVX512-BF16 that is the module itself, whose forward finds the operator of its device.
     """

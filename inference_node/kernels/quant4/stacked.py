@@ -17,7 +17,7 @@ def stacked(linears: Sequence[Linear4bit]) -> Linear4bit:
     """
     if len(linears) == 1:
         return linears[0]
-    states = [_plain_state(linear) for linear in linears]
+    states = [plain_state(linear) for linear in linears]
     out_features = sum(linear.out_features for linear in linears)
     first = linears[0]
     made = Linear4bit(
@@ -49,7 +49,8 @@ def stacked(linears: Sequence[Linear4bit]) -> Linear4bit:
     return made.eval()
 
 
-def _plain_state(linear: Linear4bit) -> QuantState:
+def plain_state(linear: Linear4bit) -> QuantState:
+    """How a weight in bitsandbytes' own packing is quantised. Raises ValueError for any other."""
     state: QuantState | None = getattr(linear.weight, "quant_state", None)
     if state is None or state.nested or getattr(state, "packing_format_for_cpu", False):
         raise ValueError("the weight is not in bitsandbytes' own packing")

@@ -28,7 +28,12 @@ from inference_node.kernels.lora import (
     shrink_rows,
 )
 from inference_node.kernels.native import Library, NoCompiler, build, load
-from inference_node.kernels.paged_attention import AttentionPlan, Chunk, decode_attention
+from inference_node.kernels.paged_attention import (
+    AttentionPlan,
+    Chunk,
+    decode_attention,
+    paged_attention,
+)
 from inference_node.model.layers import StepLora
 
 CPU = torch.device("cpu")
@@ -152,7 +157,7 @@ def test_rows_that_read_pages_in_place_and_rows_through_blocks_come_to_the_same_
 
 
 def _native(library: Library) -> Backend:
-    return Backend.with_decode("native", library, library.decode_attention)
+    return Backend.native(library)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -191,6 +196,48 @@ def test_a_value_that_is_not_finite_shows_in_its_own_row_and_in_no_other(library
     found = library.decode_attention(q, k, v, plan, 0.25)
     assert found[0].isnan().all()
     assert torch.equal(found[1], clean[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_short_prompt_run_row_by_row_comes_to_what_it_does_on_its_own(
+    library: Library, dtype: torch.dtype
+) -> None:
+    block, kv_heads, dim = 16, 3, 64
+    _, caches = _cache([40, 9, 70], kv_heads, dim, block, dtype)
+    chunks = [Chunk((1, 2, 3), 39, 1), Chunk((4,), 0, 9), Chunk((5, 6, 7, 8, 9), 33, 37)]
+    q = torch.randn(47, 3 * kv_heads, dim).to(dtype)
+    found, expected = (
+        paged_attention(
+            q,
+            *caches,
+            AttentionPlan.build(chunks, block_tokens=block, device=CPU, by_row=by_row),
+            scale=dim**-0.5,
+            decode=decode,
+        )
+        for by_row, decode in ((70, library.decode_attention), (1, decode_attention))
+    )
+    assert_close_rows(found, expected)
+
+
+def test_chunks_that_run_row_by_row_must_come_first() -> None:
+    chunks = [Chunk((1, 2), 0, 20), Chunk((3,), 0, 9)]
+    with pytest.raises(ValueError, match="must come first"):
+        AttentionPlan.build(chunks, block_tokens=16, device=CPU, by_row=10)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 16])
+@pytest.mark.parametrize(("out", "width"), [(16, 32), (304, 96), (1024, 576)])
+def test_the_output_embedding_is_torchs_product(
+    library: Library, rows: int, out: int, width: int
+) -> None:
+    if not library.multiplies_nf4:
+        pytest.skip("the C product needs AVX512-BF16")
+    weight, x = torch.randn(out, width).bfloat16(), torch.randn(rows, width).bfloat16()
+    found = library.dense_linear(x, weight)
+    assert_close_rows(found, (x.double() @ weight.double().T).bfloat16())
+    assert torch.equal(found[-1:], library.dense_linear(x[-1:].clone(), weight))
+    with pytest.raises(ValueError, match="whole panels"):
+        library.dense_linear(x, weight[:-1])
 
 
 def test_shapes_and_types_that_do_not_fit_are_refused_before_a_pointer_is_used(

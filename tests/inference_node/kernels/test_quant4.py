@@ -11,10 +11,13 @@ from bitsandbytes.functional import dequantize_4bit, get_4bit_type
 from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 
+from inference_node.kernels.native import Library, NoCompiler, load
 from inference_node.kernels.quant4 import (
+    NativeLinear,
     dense_linear,
     dequantise,
     describe,
+    fits,
     multiplies_bfloat16,
     nf4_linear,
 )
@@ -131,3 +134,74 @@ def test_a_linear_that_was_never_quantised_is_refused() -> None:
 
 def test_the_description_names_the_library_and_its_version() -> None:
     assert f"bitsandbytes {bitsandbytes.__version__}" in describe(CPU)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    try:
+        found = load(tmp_path_factory.mktemp("kernels"))
+    except NoCompiler as error:
+        pytest.skip(str(error))
+    if not found.multiplies_nf4:
+        pytest.skip("the C product needs AVX512-BF16")
+    return found
+
+
+CODEBOOK_TOLERANCE = 0.004
+"""Of the C product: the codebook, x and y rounded to bfloat16, and no weight a second time."""
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("out_features", "in_features"), [(16, 64), (96, 128), (224, 576)])
+def test_the_c_product_is_nearer_to_the_exact_one_than_the_operator_is(
+    library: Library, out_features: int, in_features: int, bias: bool
+) -> None:
+    linear, _ = packed(out_features, in_features, bias=bias, dtype=torch.bfloat16)
+    exact = dense_linear(linear, dtype=torch.float32)
+    assert fits(linear, library)
+    native = NativeLinear(linear, library)
+    x = torch.randn(70, in_features).bfloat16()
+    expected = exact(x.float())
+    error = (native(x).float() - expected).norm()
+    assert error <= CODEBOOK_TOLERANCE * expected.norm()
+    if out_features % 32 == 0:  # The operator packs nothing else.
+        assert error < (nf4_linear(linear)(x).float() - expected).norm()
+
+
+def test_control_one_scale_off_by_a_tenth_is_past_the_tolerance_of_the_c_product(
+    library: Library,
+) -> None:
+    linear, _ = packed(bias=False, dtype=torch.bfloat16)
+    exact = dense_linear(linear, dtype=torch.float32)
+    state_of(linear).absmax[::16] *= 1.1
+    x = torch.randn(3, linear.in_features).bfloat16()
+    expected = exact(x.float())
+    error = (NativeLinear(linear, library)(x).float() - expected).norm()
+    assert error > CODEBOOK_TOLERANCE * expected.norm()
+
+
+def test_a_row_of_the_c_product_does_not_depend_on_how_many_rows_are_beside_it(
+    library: Library,
+) -> None:
+    linear, _ = packed(48, 192, dtype=torch.bfloat16)
+    native = NativeLinear(linear, library)
+    x = torch.randn(60, 192).bfloat16()
+    every = native(x)
+    for rows in (*range(1, 34), 59):
+        assert torch.equal(native(x[:rows]), every[:rows])
+    assert torch.equal(native(x.flip(0)), every.flip(0))
+
+
+@pytest.mark.parametrize(("out_features", "in_features"), [(24, 64), (16, 96)])
+def test_a_weight_that_is_not_made_of_whole_panels_is_left_to_the_operator(
+    library: Library, out_features: int, in_features: int
+) -> None:
+    linear, _ = packed(out_features, in_features, dtype=torch.bfloat16)
+    assert not fits(linear, library)
+
+
+def test_a_weight_that_was_repacked_is_refused_by_the_c_product(library: Library) -> None:
+    linear, _ = packed(dtype=torch.bfloat16)
+    state_of(linear).packing_format_for_cpu = True
+    with pytest.raises(ValueError, match="own packing"):
+        NativeLinear(linear, library)
