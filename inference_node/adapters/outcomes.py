@@ -46,7 +46,9 @@ def _translate(error: StoreError, what: str) -> NodeError:
             return InvalidRequest("adapter", str(error), hint=error.hint)
         case NotFound():
             return AdapterNotFound(
-                f"there is no adapter {what}", hint="adapter-store ls shows what is published"
+                f"there is no adapter {what}",
+                hint="adapter-store ls shows what is published",
+                details={"adapter": what},
             )
         case Incompatible():
             return AdapterIncompatible(f"{what}: {error}", hint=error.hint)

@@ -14,6 +14,7 @@ import sys
 import typer
 
 from adapter_store.errors import StoreError
+from inference_node.cli.adapters import app as adapters
 from inference_node.cli.base import base_card
 from inference_node.cli.console import report
 from inference_node.cli.generate import generate
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(adapters, name="adapters")
 for command in (serve, generate, status, up, down, base_card):
     app.command()(command)
 

@@ -25,7 +25,9 @@ _BY_REASON = {
     node.CredentialsExpired.reason: DENIED,
     node.Forbidden.reason: DENIED,
     node.AdapterNotFound.reason: NOT_FOUND,
+    node.AdapterNotLoaded.reason: NOT_FOUND,
     node.AdapterIncompatible.reason: CONDITION,
+    node.AdapterUnloaded.reason: CONDITION,
     node.StaleNode.reason: CONDITION,
     node.RequestInFlight.reason: CONDITION,
     node.AdapterCorrupt.reason: DAMAGED,
@@ -35,6 +37,7 @@ _BY_REASON = {
     node.BaseModelUnavailable.reason: UNREACHABLE,
     "NODE_UNREACHABLE": UNREACHABLE,
     node.PoolFull.reason: EXHAUSTED,
+    node.PinRefused.reason: EXHAUSTED,
     node.QueueFull.reason: EXHAUSTED,
     node.DeadlineExpired.reason: DEADLINE,
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from inference_node.client import Client
+    from inference_node.client import Client, Operator
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 Address = Annotated[str, typer.Option(envvar="LORAPOOL_LISTEN", help="The node.")]
@@ -47,3 +47,19 @@ def open_client(
 
     access = Access(tls=tls, ca_file=ca, cert_file=cert, key_file=key, token_file=token_file)
     return Client(address, access=access)
+
+
+def open_operator(
+    address: str,
+    *,
+    tls: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
+) -> Operator:
+    """Raises BadConfiguration."""
+    from inference_node.client import Access, Operator
+
+    access = Access(tls=tls, ca_file=ca, cert_file=cert, key_file=key, token_file=token_file)
+    return Operator(address, access=access)

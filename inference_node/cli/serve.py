@@ -78,9 +78,13 @@ def run(settings: NodeSettings) -> None:
             engine,
             server_config,
             on_ready=lambda port: _banner(
-                engine.info(), f"{host}:{port}" if port else server_config.listen, store_settings
+                engine.info(),
+                f"{host}:{port}" if port else server_config.listen,
+                server_config.admin_listen,
+                store_settings,
             ),
             open_reader=lambda: Reader(store, verifier=verifier),
+            control=engine,
         )
     )
     say("drained")
@@ -133,7 +137,7 @@ def _meet(store: ObjectStore, card: BaseCard) -> None:
         say(f"warning: the store was not checked, this node may only read it ({error})")
 
 
-def _banner(info: ModelInfo, address: str, store: StoreSettings) -> None:
+def _banner(info: ModelInfo, address: str, admin: str, store: StoreSettings) -> None:
     saved = 100 * (1 - info.base_bytes / info.base_bytes_bf16)
     pool = info.pool
     say(f"serving   {info.name} ({info.architecture}), base {info.base_fingerprint[:12]}")
@@ -150,4 +154,5 @@ def _banner(info: ModelInfo, address: str, store: StoreSettings) -> None:
     hints = "on" if store.redis_url else "none configured: the store is polled"
     say(f"hints     {hints}")
     say(f"trust     {store.trust_file or 'no trust file: signatures are not checked'}")
+    say(f"orders    {admin or 'nowhere: LORAPOOL_ADMIN_LISTEN is not set'}")
     say(f"ready     {address} (gRPC: lorapool.v1, health, reflection)")

@@ -40,6 +40,8 @@ class NodeSettings(BaseSettings):
 
     listen: str = _SERVER.listen
     """host:port of the gRPC server."""
+    admin_listen: str = _SERVER.admin_listen
+    """host:port of the gRPC server for operators, AdapterService; none when empty."""
     insecure: bool = _SERVER.insecure
     """Listen beyond loopback although calls are not both encrypted and authenticated."""
     tls_cert_file: Path | None = None
@@ -135,6 +137,7 @@ class NodeSettings(BaseSettings):
         """Raises BadConfiguration for an address that others reach without TLS and auth."""
         return ServerConfig(
             listen=self.listen,
+            admin_listen=self.admin_listen,
             insecure=self.insecure,
             tls=self._tls(),
             auth=self._auth(),

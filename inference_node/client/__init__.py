@@ -6,6 +6,8 @@
         for text in client.stream("Once upon a time", adapter="pirate@v2"):
             print(text, end="")
 
+`Operator` and `AsyncOperator` give a node orders: preload, pin, unpin, unload, list, watch.
+
 A prompt is text as it is, a conversation, or token ids. What goes wrong is raised as the node's own
 errors (`inference_node.errors`), each with `.reason`, `.hint` and `.retry_after`; NodeUnreachable
 and CallFailed are this side's. A call is tried again up to three times while nodes are unavailable,
@@ -18,28 +20,41 @@ from inference_node.client.asynchronous import AsyncClient, AsyncStream
 from inference_node.client.blocking import Client, Stream
 from inference_node.client.failures import CallFailed, NodeUnreachable
 from inference_node.client.messages import Answer, Prompt
+from inference_node.client.operator import AsyncOperator, Operator
+from inference_node.client.residents import AdapterLoad, Load, PoolChange
 from inference_node.client.scores import Echo, TokenLogprob, TopLogprob
 from inference_node.request import FinishReason, ModelInfo, Output, Sampling, Served, Stopping
+from inference_node.residency import LoadedVersion, PoolUse, Tier, Unloaded, VersionState
 from inference_node.text import ChatMessage as Message
 
 __all__ = [
     "Access",
+    "AdapterLoad",
     "Answer",
     "AsyncClient",
+    "AsyncOperator",
     "AsyncStream",
     "CallFailed",
     "Client",
     "Echo",
     "FinishReason",
+    "Load",
+    "LoadedVersion",
     "Message",
     "ModelInfo",
     "NodeUnreachable",
+    "Operator",
     "Output",
+    "PoolChange",
+    "PoolUse",
     "Prompt",
     "Sampling",
     "Served",
     "Stopping",
     "Stream",
+    "Tier",
     "TokenLogprob",
     "TopLogprob",
+    "Unloaded",
+    "VersionState",
 ]

@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from inference_node import errors
 
 DOMAIN = "lorapool.dev"
+RESOURCE = "lorapool.v1/adapter"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 MAX_TEXT = 512
@@ -107,6 +108,13 @@ def _details(error: errors.NodeError, code: grpc.StatusCode) -> list[Message]:
             field=error.field, description=_cut(error.problem), reason=error.reason
         )
         details.append(error_details_pb2.BadRequest(field_violations=[problem]))
+    if code is grpc.StatusCode.NOT_FOUND:
+        missing = error_details_pb2.ResourceInfo(
+            resource_type=RESOURCE,
+            resource_name=metadata.get("adapter", ""),
+            description=_cut(str(error)),
+        )
+        details.append(missing)
     if code is grpc.StatusCode.FAILED_PRECONDITION:
         failed = error_details_pb2.PreconditionFailure.Violation(
             type=error.reason,

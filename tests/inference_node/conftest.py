@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from adapter_store.memory import MemoryStore
+from inference_node.cli import main
 from inference_node.config import EngineConfig
 from inference_node.model.default_base import ensure_default_base
+from tests.inference_node.cli.program import Ran, Run
 from tests.inference_node.harness import Node, start_node
 from tests.inference_node.step_audit import StepAudit, audited_steps
 from tests.inference_node.tattoo import make_tattoo_base
@@ -82,3 +85,18 @@ def start_tiny(tiny_config: EngineConfig) -> Iterator[StartTiny]:
     yield start
     for node in nodes:
         node.close()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The program as the shell would call it."""
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["inference-node", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        code = left.value.code
+        return Ran(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run

@@ -7,30 +7,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from inference_node import errors
-from inference_node.cli import main
+from inference_node.cli.console import OTHER, exit_code
 from inference_node.request import Output, Sampling, Stopping
+from tests.inference_node.cli.program import Ran, Run
 from tests.inference_node.rpc.authority import Authority
 from tests.inference_node.rpc.running_node import CONFIG, running_node
 from tests.inference_node.rpc.scripted_engine import DIGEST, ScriptedEngine, fails
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
+from tests.inference_node.rpc.test_status import named_errors
 
 
 @pytest.fixture
@@ -42,21 +32,6 @@ def engine() -> ScriptedEngine:
 def address(engine: ScriptedEngine) -> Iterator[str]:
     with running_node(engine) as address:
         yield address
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The program as the shell would call it."""
-
-    def run(*arguments: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["inference-node", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        code = left.value.code
-        return Ran(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    return run
 
 
 def test_an_answer_is_on_stdout_and_who_gave_it_on_stderr(
@@ -172,6 +147,16 @@ def test_an_error_has_a_line_and_a_stable_exit_code(
     ran = run("generate", "hi", "--json", "--address", address)
     assert ran.code == code
     assert json.loads(ran.out)["error"]["reason"] == error.reason
+
+
+UNNAMED = {errors.Cancelled, errors.ModelFailure, errors.EngineFailure}
+"""Nothing that a caller could act on by their kind."""
+
+
+def test_every_error_that_a_caller_can_act_on_has_a_code_of_its_own() -> None:
+    for kind in named_errors():
+        field = ("field",) if issubclass(kind, errors.InvalidRequest) else ()
+        assert (exit_code(kind(*field, "x")) == OTHER) == (kind in UNNAMED), kind
 
 
 def test_a_bad_request_and_bad_usage_are_usage_errors(run: Run, address: str) -> None:

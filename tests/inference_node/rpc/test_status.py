@@ -56,6 +56,10 @@ def test_every_named_error_has_a_status_and_says_its_reason(kind: type[errors.No
         bad = found["BadRequest"]
         assert isinstance(bad, error_details_pb2.BadRequest)
         assert bad.field_violations[0].field == "field"
+    if answer.code is grpc.StatusCode.NOT_FOUND:
+        missing = found["ResourceInfo"]
+        assert isinstance(missing, error_details_pb2.ResourceInfo)
+        assert (missing.resource_name, missing.description) == ("ada", "what")
     assert ("PreconditionFailure" in found) == (answer.code is grpc.StatusCode.FAILED_PRECONDITION)
 
 

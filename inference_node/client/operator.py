@@ -1,0 +1,262 @@
+"""Orders to a node about what is on it, for threads and for asyncio: its own address, see README.
+
+Every call is written once, as what goes and how the answer is read; the two classes only send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+
+from inference_node.client.access import NOBODY, Access
+from inference_node.client.failures import to_error
+from inference_node.client.link import (
+    DEFAULT_ADMIN_ADDRESS,
+    open_async_channel,
+    open_channel,
+)
+from inference_node.client.residents import (
+    PoolChange,
+    to_change,
+    to_loaded,
+    to_pool,
+    to_unloaded,
+)
+from inference_node.pb.lorapool.v1 import adapters_pb2 as pb
+from inference_node.pb.lorapool.v1 import adapters_pb2_grpc
+from inference_node.residency import ORDER_SECONDS, LoadedVersion, PoolUse, Unloaded
+
+LOOK_SECONDS = 10.0
+PAGE = 200
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[T]):
+    """A method by its name, what goes, and how what comes is read."""
+
+    method: str
+    message: Any
+    read: Callable[[Any], T]
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    loaded: tuple[LoadedVersion, ...]
+    next: str
+
+
+def _preload(adapter: str, tenant: str, min_generation: int) -> _Call[LoadedVersion]:
+    message = pb.PreloadAdapterRequest(
+        tenant=tenant, adapter=adapter, min_generation=min_generation
+    )
+    return _Call("PreloadAdapter", message, lambda answer: to_loaded(answer.loaded))
+
+
+def _pin(adapter: str, tenant: str) -> _Call[LoadedVersion]:
+    message = pb.PinAdapterRequest(tenant=tenant, adapter=adapter)
+    return _Call("PinAdapter", message, lambda answer: to_loaded(answer.loaded))
+
+
+def _unpin(adapter: str, tenant: str) -> _Call[LoadedVersion]:
+    message = pb.UnpinAdapterRequest(tenant=tenant, adapter=adapter)
+    return _Call("UnpinAdapter", message, lambda answer: to_loaded(answer.loaded))
+
+
+def _unload(adapter: str, tenant: str, *, force: bool) -> _Call[Unloaded]:
+    message = pb.UnloadAdapterRequest(tenant=tenant, adapter=adapter, force=force)
+    return _Call("UnloadAdapter", message, to_unloaded)
+
+
+def _page(token: str) -> _Call[_Page]:
+    message = pb.ListLoadedAdaptersRequest(page_size=PAGE, page_token=token)
+    return _Call(
+        "ListLoadedAdapters",
+        message,
+        lambda answer: _Page(tuple(map(to_loaded, answer.loaded)), answer.next_page_token),
+    )
+
+
+def _pool() -> _Call[PoolUse]:
+    return _Call("GetPoolStatus", pb.GetPoolStatusRequest(), lambda answer: to_pool(answer.pool))
+
+
+class Operator:
+    """Blocking; safe to share between threads. Every call raises NodeError."""
+
+    def __init__(self, address: str = DEFAULT_ADMIN_ADDRESS, *, access: Access = NOBODY) -> None:
+        """Connects on the first call. Raises BadConfiguration for what `access` cannot be."""
+        self._channel = open_channel(address, access)
+        self._stub = adapters_pb2_grpc.AdapterServiceStub(self._channel)
+
+    def preload(
+        self,
+        adapter: str,
+        *,
+        tenant: str = "",
+        min_generation: int = 0,
+        timeout: float = ORDER_SECONDS,
+    ) -> LoadedVersion:
+        """Load what the reference means, ahead of the requests for it."""
+        return self._send(_preload(adapter, tenant, min_generation), timeout)
+
+    def pin(
+        self, adapter: str, *, tenant: str = "", timeout: float = ORDER_SECONDS
+    ) -> LoadedVersion:
+        """Load it and keep it on the device; a bare name from version to version."""
+        return self._send(_pin(adapter, tenant), timeout)
+
+    def unpin(
+        self, adapter: str, *, tenant: str = "", timeout: float = LOOK_SECONDS
+    ) -> LoadedVersion:
+        """End the pin of this very reference."""
+        return self._send(_unpin(adapter, tenant), timeout)
+
+    def unload(
+        self,
+        adapter: str,
+        *,
+        tenant: str = "",
+        force: bool = False,
+        timeout: float = ORDER_SECONDS,
+    ) -> Unloaded:
+        """Take it off the device once its requests have ended, or end them with `force`."""
+        return self._send(_unload(adapter, tenant, force=force), timeout)
+
+    def loaded(self, *, timeout: float = LOOK_SECONDS) -> Iterator[LoadedVersion]:
+        """Every version on the node; each page is given `timeout` seconds."""
+        token = ""
+        while True:
+            page = self._send(_page(token), timeout)
+            yield from page.loaded
+            token = page.next
+            if not token:
+                return
+
+    def pool(self, *, timeout: float = LOOK_SECONDS) -> PoolUse:
+        """How the pool and the host tier are used."""
+        return self._send(_pool(), timeout)
+
+    def watch(self) -> Iterator[PoolChange]:
+        """Everything first, then what changes, until the iterator is closed."""
+        call = self._stub.WatchPool(pb.WatchPoolRequest())
+        try:
+            for message in call:
+                yield to_change(message)
+        except grpc.RpcError as error:
+            raise to_error(error) from None
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(self, call: _Call[T], timeout: float) -> T:
+        try:
+            return call.read(getattr(self._stub, call.method)(call.message, timeout=timeout))
+        except grpc.RpcError as error:
+            raise to_error(error) from None
+
+
+class AsyncOperator:
+    """The same for asyncio."""
+
+    def __init__(self, address: str = DEFAULT_ADMIN_ADDRESS, *, access: Access = NOBODY) -> None:
+        """Connects on the first call; belongs to the running loop. Raises BadConfiguration."""
+        self._channel = open_async_channel(address, access)
+        self._stub: Any = adapters_pb2_grpc.AdapterServiceStub(self._channel)
+
+    async def preload(
+        self,
+        adapter: str,
+        *,
+        tenant: str = "",
+        min_generation: int = 0,
+        timeout: float = ORDER_SECONDS,
+    ) -> LoadedVersion:
+        """Load what the reference means, ahead of the requests for it."""
+        return await self._send(_preload(adapter, tenant, min_generation), timeout)
+
+    async def pin(
+        self, adapter: str, *, tenant: str = "", timeout: float = ORDER_SECONDS
+    ) -> LoadedVersion:
+        """Load it and keep it on the device; a bare name from version to version."""
+        return await self._send(_pin(adapter, tenant), timeout)
+
+    async def unpin(
+        self, adapter: str, *, tenant: str = "", timeout: float = LOOK_SECONDS
+    ) -> LoadedVersion:
+        """End the pin of this very reference."""
+        return await self._send(_unpin(adapter, tenant), timeout)
+
+    async def unload(
+        self,
+        adapter: str,
+        *,
+        tenant: str = "",
+        force: bool = False,
+        timeout: float = ORDER_SECONDS,
+    ) -> Unloaded:
+        """Take it off the device once its requests have ended, or end them with `force`."""
+        return await self._send(_unload(adapter, tenant, force=force), timeout)
+
+    async def loaded(self, *, timeout: float = LOOK_SECONDS) -> AsyncIterator[LoadedVersion]:
+        """Every version on the node; each page is given `timeout` seconds."""
+        token = ""
+        while True:
+            page = await self._send(_page(token), timeout)
+            for version in page.loaded:
+                yield version
+            token = page.next
+            if not token:
+                return
+
+    async def pool(self, *, timeout: float = LOOK_SECONDS) -> PoolUse:
+        """How the pool and the host tier are used."""
+        return await self._send(_pool(), timeout)
+
+    async def watch(self) -> AsyncIterator[PoolChange]:
+        """Everything first, then what changes, until the iterator is closed."""
+        call = self._stub.WatchPool(pb.WatchPoolRequest())
+        try:
+            async for message in call:
+                yield to_change(message)
+        except grpc.aio.AioRpcError as error:
+            raise to_error(error) from None
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _send(self, call: _Call[T], timeout: float) -> T:
+        try:
+            return call.read(await getattr(self._stub, call.method)(call.message, timeout=timeout))
+        except grpc.aio.AioRpcError as error:
+            raise to_error(error) from None
