@@ -12,7 +12,6 @@ and the answer is told in the words of the question.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import inspect
 import logging
@@ -120,7 +119,7 @@ class Grant:
     adapter: str
     _asked: str
     _stands_in: str
-    """For `_asked`, where that is not to be seen; empty where it is."""
+    """What the engine knows `_asked` by: another name, where it is not to be seen."""
 
     @contextlib.contextmanager
     def in_words_of_the_question(self) -> Iterator[None]:
@@ -128,7 +127,7 @@ class Grant:
         try:
             yield
         except NodeError as error:
-            if not self._stands_in or isinstance(error, InvalidRequest):
+            if isinstance(error, InvalidRequest):
                 raise
             raise self._retold(error) from None
 
@@ -153,12 +152,13 @@ def grant(tenant: str, adapter: str) -> Grant:
     """What the present caller gets who asks for `adapter`, a checked reference, of `tenant`."""
     scope = caller().scope
     name, at, version = adapter.partition("@")
+    asked = name or f"of tenant {tenant!r}"
+    digest = hmac.digest(_secret, f"{tenant}/{name}".encode(), "sha256").hex()
     if scope.covers(tenant, name):
-        return Grant(tenant, adapter, "", "")
-    digest = hmac.digest(_secret, f"{tenant}/{name}".encode(), hashlib.sha256).hex()
+        # As much work as below, here and in the telling.
+        return Grant(tenant, adapter, asked, name or asked)
     own = tenant if scope.covers(tenant) else scope.home or f"nobody-{digest[:32]}"
     stands_in = f"forbidden-{digest[:40]}"
-    asked = name or f"of tenant {tenant!r}"
     return Grant(own, f"{stands_in}{at}{version}", asked, stands_in)
 
 

@@ -38,14 +38,14 @@ from tests.chaos.isolation import ACROSS, ATTEMPTS, SENSITIVE, same_spread
 from tests.chaos.row import Row
 from tests.inference_node.rpc.rpcs import every_rpc
 
-SAMPLES, FEW = 250, 100
+SAMPLES, FEW = 1000, 100
 """For the clock, at scale 1 and at least."""
 ABSENT = "absent"
 """As long as ADAPTER: the answers are compared byte by byte."""
 
 
 def run(scale: float, seed: int, bench: Bench) -> Row:
-    """Every credential with every RPC, whatever the scale; at scale 1, 250 samples of each kind."""
+    """Every credential with every RPC, whatever the scale; at scale 1, 1,000 samples each."""
     samples = max(FEW, round(SAMPLES * scale))
     with guarded_node(bench.folder) as guarded:
         violations = _table(guarded, CASES)
