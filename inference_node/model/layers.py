@@ -154,5 +154,7 @@ class NativeHead(nn.Module):
             and head.in_features % 32 == 0
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [1, rows, in] -> [1, rows, vocab]
-        return self._library.dense_linear(x[0].contiguous(), self.weight)[None]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., vocab]
+        vocabulary, width = self.weight.shape
+        y = self._library.dense_linear(x.reshape(-1, width).contiguous(), self.weight)
+        return y.view(*x.shape[:-1], vocabulary)
