@@ -16,6 +16,7 @@ NodeError
 ├── PoolFull             every page is leased; come back after `retry_after`
 ├── QueueFull            the waiting line is at its bound; come back after `retry_after`
 ├── StoreDown            the version is not here and the store did not answer
+├── LoadFailed           its last load failed for a passing reason; tried again after `retry_after`
 ├── StaleNode            `min_generation` is above anything this node could learn of
 ├── Draining             the node is stopping and takes no new work
 ├── DeadlineExpired      the caller's deadline passed; decode stopped
@@ -30,7 +31,8 @@ NodeError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from copy import copy
+from typing import ClassVar, Self
 
 
 class NodeError(Exception):
@@ -52,6 +54,13 @@ class NodeError(Exception):
         self.retry_after = retry_after
         """Seconds after which trying again makes sense; None when it never does by itself."""
         self.details = dict(details or {})
+
+    def again(self, *, retry_after: float | None = None) -> Self:
+        """The same answer for somebody else, without the frames that led to it."""
+        other = copy(self).with_traceback(None)
+        other.__cause__ = other.__context__ = None
+        other.retry_after = self.retry_after if retry_after is None else retry_after
+        return other
 
 
 class InvalidRequest(NodeError):
@@ -147,6 +156,12 @@ class StoreDown(NodeError):
     """The version is not on this node and the store did not answer."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class LoadFailed(NodeError):
+    """The version failed to load a moment ago, for a reason that may pass."""
+
+    reason = "ADAPTER_LOAD_FAILED"
 
 
 class StaleNode(NodeError):

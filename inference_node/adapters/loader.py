@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -88,8 +88,12 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Unfilled:
+    """A version's pages could not be filled."""
+
     staged: Resident
     error: NodeError
+    wiped: bool
+    """Whether they are all zeros again; else nobody may be given them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,15 @@ class Withdrawn:
     gen: int
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """There may be news of these names, tenant and adapter; None: of any."""
+
+    names: frozenset[tuple[str, str]] | None
+
+
 LoaderEvent = (
-    Resolved | Unresolved | Prepared | Unprepared | Filled | Unfilled | Learned | Withdrawn
+    Resolved | Unresolved | Prepared | Unprepared | Filled | Unfilled | Learned | Withdrawn | Heard
 )
 
 
@@ -146,7 +157,7 @@ class Loader:
         self.host = HostTier(host_bytes, clock=clock)
         self._quarantine: dict[tuple[FileEntry, ...], NodeError] = {}
         """By the stored chunks: equal content published again comes from other chunks."""
-        self._in_flight: set[VersionKey] = set()
+        self._in_flight: dict[VersionKey, Future[None]] = {}
         self._workers = executor(threads, "adapter-load")
         self._resolvers = executor(threads, "adapter-resolve")
 
@@ -170,12 +181,19 @@ class Loader:
         """
         key = target.entry.key
         if key not in self._in_flight:
-            self._in_flight.add(key)
-            self._workers.submit(self._prepare, target)
+            self._in_flight[key] = self._workers.submit(self._prepare, target)
+
+    def call_off(self, key: VersionKey) -> bool:
+        """Whether its `prepare` had not begun: then it never will. Engine thread only."""
+        waiting = self._in_flight.get(key)
+        if waiting is None or not waiting.cancel():
+            return False
+        del self._in_flight[key]
+        return True
 
     def settled(self, key: VersionKey) -> None:
         """The engine took the answer of `prepare`: the next one starts anew. Engine thread only."""
-        self._in_flight.discard(key)
+        self._in_flight.pop(key, None)
 
     def on_host(self, key: VersionKey) -> HostAdapter | None:
         """The version as it would be copied to the device, if the host has kept it."""
@@ -207,6 +225,10 @@ class Loader:
         else:
             target = _target(tenant, adapter, resolved.gen, resolved.version)
             self._post(Learned(tenant, adapter, resolved.gen, target))
+
+    def hear(self, names: frozenset[tuple[str, str]] | None) -> None:
+        """Pass on that these names, or with None any, may have changed. Posts Heard."""
+        self._post(Heard(names))
 
     def close(self) -> None:
         self._workers.shutdown(wait=True, cancel_futures=True)
@@ -259,7 +281,7 @@ class Loader:
         except (StoreError, NodeError) as error:
             translated = as_node_error(error, f"{target.entry.adapter}@{target.entry.label}")
             if is_permanent(translated):
-                self._quarantine[target.version.files] = translated
+                self._quarantine[target.version.files] = translated.again()
             self._post(Unprepared(key, translated))
         except Exception as error:
             self._post(Unprepared(key, _unexpected(error)))
@@ -269,7 +291,7 @@ class Loader:
     def _fetch(self, target: Target) -> HostAdapter:
         key, version = target.entry.key, target.version
         if version.files in self._quarantine:
-            raise self._quarantine[version.files]
+            raise self._quarantine[version.files].again()
         self._check_base(AdapterRef(key.tenant, target.entry.adapter), version)
         declared = {file.name: file.size for file in version.files}
         check_sizes(declared, config=version.config, card_modules=self._card)
@@ -305,9 +327,17 @@ class Loader:
         try:
             self._pool.write(staged, host)
         except Exception as error:
-            self._post(Unfilled(staged, _unexpected(error)))
+            self._post(Unfilled(staged, _unexpected(error), wiped=self._wipe(staged)))
         else:
             self._post(Filled(staged))
+
+    def _wipe(self, staged: Resident) -> bool:
+        try:
+            self._pool.wipe(staged)
+        except Exception:
+            log.exception("pages that a failed copy left behind cannot be wiped: out of use")
+            return False
+        return True
 
 
 def _target(tenant: str, adapter: str, gen: int, version: VersionRef) -> Target:

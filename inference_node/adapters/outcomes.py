@@ -35,6 +35,15 @@ def as_node_error(error: StoreError | NodeError, what: str) -> NodeError:
     return translated
 
 
+def no_such_adapter(what: str) -> AdapterNotFound:
+    """The same words whether it does not exist, was absent a moment ago, or is not the caller's."""
+    return AdapterNotFound(
+        f"there is no adapter {what}",
+        hint="adapter-store ls shows what is published",
+        details={"adapter": what},
+    )
+
+
 def is_permanent(error: NodeError) -> bool:
     """Whether the same version would fail the same way again."""
     return isinstance(error, AdapterCorrupt | AdapterIncompatible)
@@ -45,11 +54,7 @@ def _translate(error: StoreError, what: str) -> NodeError:
         case InvalidName():
             return InvalidRequest("adapter", str(error), hint=error.hint)
         case NotFound():
-            return AdapterNotFound(
-                f"there is no adapter {what}",
-                hint="adapter-store ls shows what is published",
-                details={"adapter": what},
-            )
+            return no_such_adapter(what)
         case Incompatible():
             return AdapterIncompatible(f"{what}: {error}", hint=error.hint)
         case Untrusted():

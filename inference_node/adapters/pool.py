@@ -65,6 +65,18 @@ class AdapterPool:
                 _copy(a, pool.a[page])
                 _copy(b, pool.b[page])
 
+    def wipe(self, staged: Resident) -> None:
+        """Fill a version's pages with zeros, before anybody else is given them.
+
+        Raises RuntimeError where the device does not take it, or gives back something else.
+        """
+        for pool, pages in zip(self.groups, staged.pages, strict=True):
+            for page in pages:
+                for tensor in (pool.a[page], pool.b[page]):
+                    _copy(torch.zeros_like(tensor), tensor)
+                    if bool(tensor.view(torch.uint8).any()):
+                        raise RuntimeError(f"page {page} does not keep what is written to it")
+
     def routing(self, held: Resident) -> SlotPages:
         """A leased version's pages for one step. Raises StalePages when they are not its own."""
         for group, pages in enumerate(held.pages):

@@ -95,8 +95,11 @@ class Watcher:
         names = self._names
         if self._hints is not None and self._hints.gaps != self._gaps:
             self._gaps = self._hints.gaps
+            self._loader.hear(None)
             return list(names)
-        hinted = {(hint.tenant, hint.adapter) for hint in hints}
+        hinted = frozenset((hint.tenant, hint.adapter) for hint in hints)
+        if hinted:
+            self._loader.hear(hinted)
         period = self._slow if self._hints is not None and self._hints.healthy else self._fast
         before = self._clock() - period
         self._forget_checks_except(names)

@@ -8,11 +8,13 @@ a request that carries `min_generation` waits for it instead.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Collection
 
 from adapter_store.errors import InvalidName
 from adapter_store.layout import AdapterRef, parse_ref
 from inference_node.adapters.loader import (
+    Heard,
     Learned,
     Loader,
     LoaderEvent,
@@ -27,6 +29,7 @@ from inference_node.adapters.versions import Entry, Residency, Resident
 from inference_node.adapters.watcher import Watcher
 from inference_node.engine.arrivals import Arrivals
 from inference_node.engine.claims import Claim
+from inference_node.engine.lookups import Lookups
 from inference_node.engine.names import Names
 from inference_node.engine.relief import make_way
 from inference_node.engine.sequence import Phase, Sequence
@@ -50,17 +53,19 @@ class Admission:
         clock: Callable[[], float],
         max_staleness: float,
         page_wait: float = 1.0,
+        random: Callable[[], float] = random.random,
     ) -> None:
         """`ready` is told of each request that holds its lease, `fail` of each that never will.
 
         `page_wait` is how long a version waits for pages that requests hold before one of those
-        makes way, in seconds.
+        makes way, in seconds. `random` gives numbers from 0 to 1.
         """
         self._slots = slots
         self._loader = loader
         self._watcher = watcher
         self.names = Names(slots, watcher)
-        self.arrivals = Arrivals(slots, pool, loader, self.names, clock=clock)
+        self.lookups = Lookups(loader, clock=clock, random=random)
+        self.arrivals = Arrivals(slots, pool, loader, self.names, clock=clock, random=random)
         self._ready = ready
         self._fail = fail
         self._clock = clock
@@ -68,7 +73,6 @@ class Admission:
         self._page_wait = page_wait
         self._claims: dict[Sequence, Claim] = {}
         """Of requests that hold no lease yet, or none for now."""
-        self._resolving: dict[str, Claim] = {}
 
     def begin(self, sequence: Sequence) -> None:
         """Take charge of a request until it is ready or failed."""
@@ -85,18 +89,23 @@ class Admission:
 
     def claim(self, claim: Claim) -> None:
         """Find out which version a claim is for, and see that it is granted."""
-        ref = claim.ref
+        self._look_up([claim])
+
+    def _look_up(self, claims: list[Claim]) -> None:
+        """What claims for the same thing mean: here, or by asking the store once for all."""
+        claim = claims[0]
+        ref, split = claim.ref, bool(claim.affinity) and not claim.ref.pinned
         current = self.names.serving(ref.tenant, ref.adapter)
         fresh = current is not None and self._may_serve(current, ref, claim.min_generation)
-        token, key = claim.token, claim.affinity
-        if key and not ref.pinned:
-            self._resolving[token] = claim
-            self._loader.choose(token, ref, claim.min_generation, key, ask=not fresh)
-        elif current is not None and fresh:
-            self._bind(claim, current)
-        else:
-            self._resolving[token] = claim
-            self._loader.resolve(token, ref, claim.min_generation)
+        if current is not None and fresh and not split:
+            for claim in claims:
+                self._bind(claim, current)
+            return
+        known = split and (fresh or (current is not None and self.lookups.store_is_away))
+        error = self.lookups.ask(claims, store=not known)
+        if error is not None:
+            for claim in claims:
+                self._unresolved(claim, error)
 
     def withdraw(self, sequence: Sequence) -> NodeError | None:
         """Let go of a request that ended; what to tell one that was waiting for pages."""
@@ -105,7 +114,7 @@ class Admission:
 
     def withdraw_claim(self, claim: Claim) -> NodeError | None:
         """Neither grant nor refuse it; what to tell one that was waiting for pages."""
-        self._resolving.pop(claim.token, None)
+        self.lookups.withdraw(claim)
         return self.arrivals.withdraw(claim)
 
     def release(self, sequence: Sequence) -> None:
@@ -174,8 +183,10 @@ class Admission:
         match event:
             case Resolved():
                 self._on_resolved(event)
-            case Unresolved(token, error):
-                self._on_unresolved(token, error)
+            case Unresolved():
+                self._on_unresolved(event)
+            case Heard(names):
+                self.lookups.heard(names)
             case Learned():
                 self._on_learned(event)
             case Withdrawn():
@@ -183,16 +194,30 @@ class Admission:
             case _:
                 self.arrivals.on_event(event)
 
+    def soonest(self) -> float | None:
+        """When `tick` has something to do."""
+        return self.arrivals.soonest()
+
+    def tick(self) -> None:
+        """Try again what failed and is due; call between any two steps."""
+        self.arrivals.tick()
+
     def check_integrity(self) -> None:
         """Raises AssertionError when pages, names and claims do not add up."""
         self._slots.check_integrity()
         self.names.check_integrity()
+        self.lookups.check_integrity()
+        self.arrivals.check_integrity()
         for claim in self._claims.values():
             self.check_claim(claim)
 
+    def waiting(self) -> Collection[Sequence]:
+        """Requests that hold no lease, or none for now."""
+        return self._claims.keys()
+
     def check_claim(self, claim: Claim) -> None:
         """It waits in exactly one place, so that it is answered once."""
-        places = int(self._resolving.get(claim.token) is claim) + self.arrivals.count(claim)
+        places = self.lookups.count(claim) + self.arrivals.count(claim)
         assert places == 1, f"the claim {claim.token} waits in {places} places"
 
     def _claim_of(self, sequence: Sequence, ref: AdapterRef) -> Claim:
@@ -233,30 +258,47 @@ class Admission:
         return checked is not None and self._clock() - checked <= self._max_staleness
 
     def _on_resolved(self, found: Resolved) -> None:
-        claim = self._resolving.pop(found.token, None)
-        if claim is None:
+        lookup = self.lookups.answered(found.token, None, asked=found.asked)
+        if lookup is None:
             return
+        entry = found.target.entry
+        if found.asked and not lookup.question.ref.pinned:
+            self._watcher.note_checked(entry.tenant, entry.adapter)
+        for claim in lookup.claims:
+            self._resolved(claim, found)
+        if lookup.late:
+            self._look_up(lookup.late)
+
+    def _resolved(self, claim: Claim, found: Resolved) -> None:
         target, entry = found.target, found.target.entry
         if claim.ref.pinned:
             self._bind(claim, entry, target)
             return
-        if found.asked:
-            self._watcher.note_checked(entry.tenant, entry.adapter)
         current = self.names.serving(entry.tenant, entry.adapter)
-        if current is None or current.gen < entry.gen:
-            self.arrivals.bring(target)
         if found.arm is not None and found.arm.entry.key != entry.key:
             # The name goes on meaning the active version; this claim alone gets the arm.
+            if current is None or current.gen < entry.gen:
+                self.arrivals.bring(target)
             self._bind(claim, found.arm.entry, found.arm)
         elif current is None or current.gen < claim.min_generation:
+            # The claim first: for it the version is fetched at once, and its name goes with it.
             self._bind(claim, entry, target)
+            self.arrivals.bring(target)
         else:
+            if current.gen < entry.gen:
+                self.arrivals.bring(target)
             self._bind(claim, self.names.serving(entry.tenant, entry.adapter) or current)
 
-    def _on_unresolved(self, token: str, error: NodeError) -> None:
-        claim = self._resolving.pop(token, None)
-        if claim is None:
+    def _on_unresolved(self, answer: Unresolved) -> None:
+        lookup = self.lookups.answered(answer.token, answer.error)
+        if lookup is None:
             return
+        for claim in lookup.claims:
+            self._unresolved(claim, answer.error)
+        if lookup.late:
+            self._look_up(lookup.late)
+
+    def _unresolved(self, claim: Claim, error: NodeError) -> None:
         ref = claim.ref
         current = self.names.serving(ref.tenant, ref.adapter)
         no_news = isinstance(error, StoreDown | AdapterCorrupt)
@@ -276,6 +318,7 @@ class Admission:
 
     def _on_learned(self, news: Learned) -> None:
         name = (news.tenant, news.adapter)
+        self.lookups.heard([name])
         if news.target is None:
             self.names.deleted(name, news.gen)
             return

@@ -9,16 +9,23 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from adapter_store.record import VersionRef
+from inference_node.adapters.backoff import Backoff, Delays
 from inference_node.adapters.loader import Filled, Loader, Prepared, Target, Unfilled, Unprepared
+from inference_node.adapters.outcomes import is_permanent
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
-from inference_node.adapters.versions import Entry, VersionKey
+from inference_node.adapters.versions import Entry, Residency, VersionKey
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.claims import Claim
 from inference_node.engine.names import Name, Names
-from inference_node.errors import NodeError, PoolFull
+from inference_node.engine.successors import Successors
+from inference_node.errors import EngineFailure, LoadFailed, NodeError, PoolFull
 
 log = logging.getLogger(__name__)
+
+RETRIES = Delays(first=1.0, longest=60.0)
+"""Of a version whose loading failed for a reason that may pass."""
 
 
 @dataclass(slots=True)
@@ -30,6 +37,10 @@ class Arrival:
     claims: list[Claim] = field(default_factory=list)
     names: list[Entry] = field(default_factory=list)
     """Entries to serve under their bare name once the version is resident."""
+    version: VersionRef | None = None
+    """Where its bytes are; None once they were here before."""
+    fetching: bool = True
+    """On its way to the host."""
     host: HostAdapter | None = None
     """Set while it is ready and waits for pages."""
     ready_at: float = 0.0
@@ -46,6 +57,7 @@ class Arrivals:
         names: Names,
         *,
         clock: Callable[[], float],
+        random: Callable[[], float],
     ) -> None:
         self._slots = slots
         self._pool = pool
@@ -53,23 +65,52 @@ class Arrivals:
         self._names = names
         self._clock = clock
         self._coming: dict[VersionKey, Arrival] = {}
+        self._setbacks: Backoff[VersionKey] = Backoff(RETRIES, clock=clock, random=random)
+        self._successors = Successors()
 
     def claim(self, claim: Claim, target: Target) -> None:
         """Grant the claim when the version is resident: now, or once it is."""
-        if self._slots.resident(target.entry.key) is not None:
+        key = target.entry.key
+        if self._slots.resident(key) is not None:
             claim.grant()
+        elif key in self._coming:
+            self._coming[key].claims.append(claim)
+        elif (setback := self._setback(target.entry)) is not None:
+            claim.refuse(setback)
         else:
-            self._arrival(target).claims.append(claim)
+            self._begin(target).claims.append(claim)
 
     def bring(self, target: Target) -> None:
-        """Serve `target` under its bare name: now if it is resident, else when it is."""
+        """Serve `target` under its bare name: now if it is resident, else when it is.
+
+        While an older version of the name is being fetched, or this one failed a moment ago, it
+        waits, and gives way to a newer one.
+        """
         entry = target.entry
         if self._slots.resident(entry.key) is not None:
             self._names.serve(entry)
-        else:
-            names = self._arrival(target).names
-            if entry not in names:
-                names.append(entry)
+            return
+        arrival = self._coming.get(entry.key)
+        if arrival is None:
+            if self._must_wait(entry):
+                self._successors.wait(target)
+                return
+            arrival = self._begin(target)
+        self._successors.started(entry, fetching=arrival.fetching)
+        if entry not in arrival.names:
+            arrival.names.append(entry)
+
+    def soonest(self) -> float | None:
+        """When a version that waits for another try is due."""
+        waiting = self._successors.free()
+        return min((self._setbacks.until(t.entry.key) for t in waiting), default=None)
+
+    def tick(self) -> None:
+        """Try again what is due."""
+        now = self._clock()
+        for target in self._successors.free():
+            if self._setbacks.until(target.entry.key) <= now:
+                self._next_version(target)
 
     def withdraw(self, claim: Claim) -> NodeError | None:
         """Let go of a claim; what to tell one that waited for pages alone."""
@@ -102,7 +143,9 @@ class Arrivals:
         self, entry: Entry, host: HostAdapter, names: list[Entry], claims: list[Claim]
     ) -> None:
         """A version that makes way is to come again, for those who held it."""
-        self._coming[entry.key] = Arrival(entry, claims, names, host, self._clock())
+        self._coming[entry.key] = Arrival(
+            entry, claims, names, fetching=False, host=host, ready_at=self._clock()
+        )
 
     def coming(self) -> Mapping[VersionKey, Arrival]:
         return self._coming
@@ -110,6 +153,15 @@ class Arrivals:
     def count(self, claim: Claim) -> int:
         """In how many places it waits."""
         return sum(arrival.claims.count(claim) for arrival in self._coming.values())
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when a version on its way could be lost."""
+        staging = {h.key for h in self._slots.holders() if h.state is Residency.STAGING}
+        assert staging <= self._coming.keys(), "pages are being filled for nobody"
+        for key, arrival in self._coming.items():
+            places = arrival.fetching + (arrival.host is not None) + (key in staging)
+            assert places == 1, f"{arrival.entry} is in {places} places"
+            assert arrival.entry.key == key
 
     def is_swap(self, arrival: Arrival) -> bool:
         """Whether it is the next version of a name that serves another meanwhile."""
@@ -123,6 +175,7 @@ class Arrivals:
                 for entry in arrival.names
                 if (entry.tenant, entry.adapter) != name or entry.gen > gen
             ]
+        self._successors.forget(name, gen)
 
     def on_event(self, event: Prepared | Unprepared | Filled | Unfilled) -> None:
         match event:
@@ -134,17 +187,21 @@ class Arrivals:
                 self._give_up(key, error)
             case Filled(staged):
                 self._slots.activate(staged, now=self._clock())
+                self._setbacks.succeeded(staged.key)
                 self._on_resident(staged.key)
-            case Unfilled(staged, error):
-                self._slots.abandon(staged)
+            case Unfilled(staged, error, wiped):
+                if wiped:
+                    self._slots.abandon(staged)
+                else:
+                    self._slots.condemn(staged)
                 self._give_up(staged.key, error)
 
     def stage(self) -> None:
         """Give pages to versions that are ready: swaps, then those that requests wait for, in turn.
 
-        A swap that does not fit holds up nobody, since newcomers leave it the headroom; it waits
-        while the old version serves. A newcomer that does not fit holds up those after it, or small
-        ones would starve it; but not one that pins leave no room for at all.
+        A swap that does not fit waits while the old version serves; others pass it, and newcomers
+        leave it the headroom. A newcomer that does not fit holds up those after it, or small ones
+        would starve it; but not one that pins leave no room for at all.
         """
         ready = self._drop_unwanted()
         full = False
@@ -158,16 +215,26 @@ class Arrivals:
                 full = self._slots.fits_beside_pins(host.pages)
 
     def _drop_unwanted(self) -> list[Arrival]:
-        """Versions that are ready and still wanted, in the order in which they were asked for."""
-        ready = []
-        for key, arrival in list(self._coming.items()):
-            if arrival.host is None:
-                continue
-            if arrival.claims or any(map(self._names.is_news, arrival.names)):
-                ready.append(arrival)
+        """Versions that are ready and still wanted, in the order in which they were asked for.
+
+        What a newer version of its name has caught up with is wanted by its claims alone.
+        """
+        ready = [arrival for arrival in self._coming.values() if arrival.host is not None]
+        newest: dict[Name, int] = {}
+        for arrival in ready:
+            for entry in arrival.names:
+                name = (entry.tenant, entry.adapter)
+                newest[name] = max(entry.gen, newest.get(name, 0))
+        wanted = []
+        for arrival in ready:
+            if arrival.claims or any(
+                self._names.is_news(entry) and entry.gen == newest[entry.tenant, entry.adapter]
+                for entry in arrival.names
+            ):
+                wanted.append(arrival)
             else:
-                del self._coming[key]
-        return ready
+                del self._coming[arrival.entry.key]
+        return wanted
 
     def _line(self, arrival: Arrival) -> int:
         if self.is_swap(arrival):
@@ -181,21 +248,62 @@ class Arrivals:
         self._names.tell_watcher()
         self._loader.fill(staged, host)
 
-    def _arrival(self, target: Target) -> Arrival:
-        key = target.entry.key
-        arrival = self._coming.get(key)
-        if arrival is None:
-            arrival = self._coming[key] = Arrival(target.entry)
-            self._loader.prepare(target)
+    def _begin(self, target: Target) -> Arrival:
+        arrival = self._coming[target.entry.key] = Arrival(target.entry, version=target.version)
+        self._loader.prepare(target)
         return arrival
+
+    def _must_wait(self, entry: Entry) -> bool:
+        """Whether the next version of a name is not to be fetched yet."""
+        before = self._successors.fetching(entry)
+        if before is not None and not self._call_off(before):
+            return True
+        return self._setbacks.error(entry.key) is not None
+
+    def _call_off(self, key: VersionKey) -> bool:
+        """Let go of a fetch that nobody but its name waits for, and that has not begun."""
+        arrival = self._coming.get(key)
+        if arrival is None or arrival.claims or len(arrival.names) > 1 or not arrival.fetching:
+            return False
+        if not self._loader.call_off(key):
+            return False
+        del self._coming[key]
+        self._successors.fetched(key)
+        return True
+
+    def _setback(self, entry: Entry) -> NodeError | None:
+        """Why a version is not fetched again just now."""
+        error = self._setbacks.error(entry.key)
+        wait = self._setbacks.until(entry.key) - self._clock()
+        match error:
+            case None:
+                return None
+            case EngineFailure():
+                what = f"{entry.adapter}@{entry.label}"
+                return LoadFailed(f"{what} failed to load a moment ago", retry_after=wait)
+            case NodeError():
+                return error.again(retry_after=None if error.retry_after is None else wait)
+        raise error
+
+    def _go_on(self, key: VersionKey) -> None:
+        """The version is fetched, or cannot be: the newest that waited for it has its turn."""
+        for target in self._successors.fetched(key):
+            self._next_version(target)
+
+    def _next_version(self, target: Target) -> None:
+        """Bring it if it is still the next version of a name that is served."""
+        self._successors.forget((target.entry.tenant, target.entry.adapter), target.entry.gen)
+        if self._names.replaces(target.entry):
+            self.bring(target)
 
     def _on_prepared(self, key: VersionKey, host: HostAdapter) -> None:
         arrival = self._coming.get(key)
-        if arrival is None:
-            return
-        self._slots.expect(host.pages)
-        arrival.host = host
-        arrival.ready_at = self._clock()
+        if arrival is not None:
+            self._slots.expect(host.pages)
+            arrival.host = host
+            arrival.fetching = False
+            arrival.ready_at = self._clock()
+        self._go_on(key)
         self.stage()
 
     def _on_resident(self, key: VersionKey) -> None:
@@ -208,10 +316,16 @@ class Arrivals:
 
     def _give_up(self, key: VersionKey, error: NodeError) -> None:
         """The version cannot be had: its claims are refused, names keep serving what they serve."""
+        passing = not is_permanent(error)
+        if passing:
+            self._setbacks.failed(key, error.again())
         arrival = self._coming.pop(key, None)
-        if arrival is None:
-            return
-        for entry in arrival.names:
-            log.warning("%s@%s not taken into service: %s", entry.adapter, entry.label, error)
-        for claim in arrival.claims:
-            claim.refuse(error)
+        if arrival is not None:
+            for entry in arrival.names:
+                log.warning("%s@%s not taken into service: %s", entry.adapter, entry.label, error)
+                if passing and arrival.version is not None and self._names.replaces(entry):
+                    self._successors.wait(Target(entry, arrival.version))
+            for claim in arrival.claims:
+                claim.refuse(error)
+        self._go_on(key)
+        self.stage()

@@ -175,6 +175,9 @@ class EngineLoop(OrderWindow):
         self._admission.check_integrity()
         self._scheduler.check_integrity()
         self._desk.check_integrity()
+        self._loader.host.check_integrity()
+        without = {s for s in self._active.values() if s.phase in (Phase.RESOLVING, Phase.LOADING)}
+        assert without == set(self._admission.waiting()), "each request waits for something"
         leased = sum(sequence.lease is not None for sequence in self._active.values())
         assert leased == self._slots.lease_count, "each lease belongs to one request"
 
@@ -234,7 +237,8 @@ class EngineLoop(OrderWindow):
         return False
 
     def _receive(self, *, block: bool) -> None:
-        times = (self._deadlines.soonest(), self._desk.soonest()) if block else ()
+        clocks = (self._deadlines, self._desk, self._admission) if block else ()
+        times = [clock.soonest() for clock in clocks]
         soonest = min((time for time in times if time is not None), default=None)
         wait = None if soonest is None else max(0.0, soonest - self._clock())
         for message in self._inbox.take(wait=wait, block=block):
@@ -275,6 +279,7 @@ class EngineLoop(OrderWindow):
         for sequence in self._deadlines.passed(self._clock()):
             self._fail(sequence, DeadlineExpired("the deadline passed"))
         self._desk.tick()
+        self._admission.tick()
 
     def _hand_out(self, result: Drawn) -> None:
         sequence, token = result.sequence, result.token

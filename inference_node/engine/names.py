@@ -18,6 +18,8 @@ class Names:
         self._watcher = watcher
         self._reached: dict[Name, int] = {}
         """The generation that each name has served, or was deleted at: nothing older serves it."""
+        self.withdrawals = 0
+        """How often what a name served was no longer to be believed: the way back."""
 
     def serving(self, tenant: str, adapter: str) -> Entry | None:
         return self._slots.serving(tenant, adapter)
@@ -54,6 +56,7 @@ class Names:
     def withdrawn(self, name: Name, gen: int) -> None:
         """Nothing up to `gen` is to be believed; what is trusted now may be older."""
         self._reached.pop(name, None)
+        self.withdrawals += 1
         current = self._slots.serving(*name)
         if current is not None and current.gen <= gen:
             self._forget(name)

@@ -41,6 +41,7 @@ CODES: dict[type[errors.NodeError], grpc.StatusCode] = {
     errors.PinRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PoolFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.LoadFailed: grpc.StatusCode.UNAVAILABLE,
     errors.StoreDown: grpc.StatusCode.UNAVAILABLE,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
     errors.BaseModelUnavailable: grpc.StatusCode.UNAVAILABLE,

@@ -1,4 +1,5 @@
-"""Checks after every step that slots, pages, blocks and leases add up.
+"""Checks after every step that slots, pages, blocks, leases, claims and orders add up, and that no
+name goes back to an older generation.
 
 It wraps the engine's turn, on the engine's own thread, so that no step can go unchecked and nothing
 moves meanwhile. A broken sum is kept for the test to see and does not stop the engine: what a
@@ -19,6 +20,14 @@ _KEPT = 5
 
 
 @dataclass
+class _Served:
+    """The highest generation that each name has served since the last withdrawal."""
+
+    withdrawals: int = 0
+    generations: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass
 class StepAudit:
     """What was seen of every engine that ran meanwhile."""
 
@@ -26,6 +35,8 @@ class StepAudit:
     broken: list[str] = field(default_factory=list)
     """The first few sums that did not add up."""
     _expected: bool = False
+    _served: dict[int, _Served] = field(default_factory=dict)
+    """By engine."""
 
     def check(self, engine: EngineLoop) -> None:
         """Call on the engine thread, between two turns."""
@@ -33,14 +44,31 @@ class StepAudit:
         try:
             engine.check_integrity()
             check_leases(engine)
+            self._check_names(engine)
         except AssertionError:
             if len(self.broken) < _KEPT:
                 self.broken.append(traceback.format_exc(limit=-2))
+
+    def _check_names(self, engine: EngineLoop) -> None:
+        """Unless what it served is no longer trusted, or it was deleted and published again."""
+        names, slots = engine._admission.names, engine._slots
+        before = self._served.get(id(engine), _Served())
+        now = _Served(names.withdrawals, before.generations)
+        if before.withdrawals != names.withdrawals:
+            now = _Served(names.withdrawals)
+        self._served[id(engine)] = now
+        for name in slots.served_names():
+            entry = slots.serving(*name)
+            assert entry is not None
+            reached = now.generations.get(name, 0)
+            assert entry.gen >= reached, f"{name} served {reached} before {entry.gen}"
+            now.generations[name] = entry.gen
 
     @contextmanager
     def of_one_test(self) -> Iterator[StepAudit]:
         """Fails at the end if a step left something broken that was not expected."""
         self.broken, self._expected = [], False
+        self._served.clear()
         yield self
         assert self._expected or not self.broken, "\n".join(self.broken)
 

@@ -29,6 +29,7 @@ from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Resident
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.admission import Admission
+from inference_node.engine.claims import Claim
 from inference_node.errors import NodeError
 from tests.chaos.simulation.bucket import Bucket
 
@@ -259,13 +260,12 @@ def evict_leased() -> AbstractContextManager[Any]:
 def base_for_unknown() -> AbstractContextManager[Any]:
     """A request whose adapter cannot be had is answered by the base model."""
 
-    def shrug(self: Admission, token: str, error: NodeError) -> None:
-        claim = self._resolving.pop(token, None)
-        if claim is not None:
-            sequence = next(s for s, waiting in self._claims.items() if waiting is claim)
-            self._ready(sequence)
+    def shrug(self: Admission, claim: Claim, error: NodeError) -> None:
+        sequence = next(s for s, waiting in self._claims.items() if waiting is claim)
+        del self._claims[sequence]
+        self._ready(sequence)
 
-    return patch.object(Admission, "_on_unresolved", shrug)
+    return patch.object(Admission, "_unresolved", shrug)
 
 
 BUGS: Mapping[str, Bug] = {

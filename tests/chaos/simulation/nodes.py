@@ -106,8 +106,14 @@ class TaskExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         name = f"{self._process.name}/{self._name}"
-        self._world.baton.spawn(self._process, name, lambda: fn(*args, **kwargs))
-        return Future()
+        job: Future[Any] = Future()
+
+        def run() -> None:
+            if job.set_running_or_notify_cancel():
+                job.set_result(fn(*args, **kwargs))
+
+        self._world.baton.spawn(self._process, name, run)
+        return job
 
 
 class Node:
@@ -151,6 +157,7 @@ class Node:
             fail=self._on_fail,
             clock=clock,
             max_staleness=world.random.choice((0.0, 5.0, 600.0)),
+            random=world.random.random,
         )
         self._watching = False
         self._accepted = 0
@@ -161,6 +168,7 @@ class Node:
 
     def act(self) -> None:
         """One thing an engine does between two steps, or a turn of the watcher."""
+        self.admission.tick()
         roll = self.world.random.random()
         if self.inbox and roll < 0.6:
             event = self.inbox.pop(0)

@@ -1,42 +1,28 @@
-"""Versions are fetched once, checked, kept within a budget; news of them is neither lost nor
-asked for too often."""
+"""Versions are fetched once, checked, and copied whole; news of a log is posted once."""
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from hashlib import sha256
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import torch
 
 from adapter_store.errors import (
-    Behind,
     IntegrityError,
     NotFound,
     StoreUnavailable,
 )
 from adapter_store.layout import AdapterRef
-from adapter_store.reader import Reader
-from adapter_store.reader import Resolved as Found
-from adapter_store.record import Chunk, FileEntry, Record, RecordKind, VersionRef
+from inference_node.adapters import pool as pool_module
 from inference_node.adapters.loader import (
     Filled,
     Learned,
-    Loader,
-    LoaderEvent,
     Prepared,
     Resolved,
     Target,
     Unfilled,
-    Unprepared,
-    Unresolved,
 )
-from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.errors import (
@@ -48,112 +34,14 @@ from inference_node.errors import (
     StaleNode,
     StoreDown,
 )
-from tests.inference_node.adapters.contents import MAP, adapter_files, spec
-
-PATIENCE = 20.0
-BASE = "ba5e" * 16
-MAX_RANK = 32
-
-
-class ScriptedStore:
-    """Stands in for the Reader: serves what it is given, raises what it is told, counts."""
-
-    def __init__(self) -> None:
-        self.served: dict[str, tuple[int, VersionRef | None]] = {}
-        self.files: dict[str, dict[str, bytes]] = {}
-        self.failures: list[Exception] = []
-        self.fetched: list[str] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Semaphore(0)
-
-    def publish(self, name: str, gen: int, *, rank: int = 5, seed: int = 0) -> VersionRef:
-        vdig = f"{name}-{rank}-{seed}"
-        config = spec(rank).allow_listed()
-        files = self.files[vdig] = adapter_files(rank, seed=seed)
-        entries = tuple(FileEntry(n, len(b), sha256(b).hexdigest(), ()) for n, b in files.items())
-        version = VersionRef(f"v{gen}", vdig, BASE, config, entries)
-        self.served[name] = (gen, version)
-        return version
-
-    def current(self, tenant: str, adapter: str) -> Record:
-        self._fail()
-        gen, version = self.served[adapter]
-        return cast(Record, SimpleNamespace(gen=gen, active=version))
-
-    def resolve(self, ref: AdapterRef, *, refresh: bool = True, min_generation: int = 0) -> Found:
-        self._fail()
-        gen, version = self.served.get(ref.adapter, (0, None))
-        if gen < min_generation:
-            raise Behind(f"{ref} is at generation {gen}, below {min_generation}")
-        if version is None:
-            raise NotFound(f"{ref.adapter} serves nothing")
-        return Found(ref.tenant, ref.adapter, gen, RecordKind.PUBLISH, version)
-
-    def fetch(self, tenant: str, version: VersionRef, *, adapter: str = "") -> dict[str, bytes]:
-        self.fetched.append(version.vdig)
-        self.entered.release()
-        assert self.gate.wait(PATIENCE)
-        self._fail()
-        return self.files[version.vdig]
-
-    def _fail(self) -> None:
-        if self.failures:
-            raise self.failures.pop(0)
-
-
-class Desk:
-    """A loader over a scripted store, and the events it posts."""
-
-    def __init__(self, *, host_bytes: int = 2**20, pool_pages: int = 4) -> None:
-        self.store = ScriptedStore()
-        self.events: queue.Queue[LoaderEvent] = queue.Queue()
-        page_bytes = sum(g.shape.page_elements(MAP.layers) for g in MAP.groups) * 4
-        self.pool = AdapterPool(
-            MAP,
-            pool_bytes=pool_pages * page_bytes,
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-        )
-        self.loader = Loader(
-            cast(Reader, self.store),
-            modules=MAP,
-            pool=self.pool,
-            base_fingerprint=BASE,
-            dtype=torch.float32,
-            host_bytes=host_bytes,
-            max_rank=MAX_RANK,
-            threads=3,
-            post=self.events.put,
-        )
-
-    def next(self) -> LoaderEvent:
-        return self.events.get(timeout=PATIENCE)
-
-    def prepared(self, target: Target) -> Prepared | Unprepared:
-        """Ask and take the answer, as the engine does."""
-        self.loader.prepare(target)
-        event = self.next()
-        assert isinstance(event, Prepared | Unprepared)
-        self.loader.settled(event.key)
-        return event
-
-    def refusal(self, target: Target) -> NodeError:
-        event = self.prepared(target)
-        assert isinstance(event, Unprepared)
-        return event.error
-
-    def resolution(self, ref: AdapterRef, *, min_generation: int = 0) -> Resolved | Unresolved:
-        self.loader.resolve("token", ref, min_generation)
-        event = self.next()
-        assert isinstance(event, Resolved | Unresolved)
-        assert event.token == "token"
-        return event
-
-    def unresolved(self, ref: AdapterRef, *, min_generation: int = 0) -> NodeError:
-        event = self.resolution(ref, min_generation=min_generation)
-        assert isinstance(event, Unresolved)
-        return event.error
+from tests.inference_node.adapters.loader_desk import (
+    BASE,
+    PATIENCE,
+    REF,
+    THREADS,
+    Desk,
+    target_of,
+)
 
 
 @pytest.fixture
@@ -162,14 +50,6 @@ def desk() -> Iterator[Desk]:
     yield opened
     opened.store.gate.set()
     opened.loader.close()
-
-
-def target_of(version: VersionRef, *, gen: int = 1, tenant: str = "t") -> Target:
-    key = VersionKey(tenant, version.vdig)
-    return Target(Entry(tenant, "anna", version.label, gen, key), version)
-
-
-REF = AdapterRef("t", "anna")
 
 
 def test_a_reference_resolves_to_one_immutable_entry(desk: Desk) -> None:
@@ -288,73 +168,6 @@ def test_what_the_host_has_no_room_for_is_fetched_again() -> None:
     desk.loader.close()
 
 
-def test_content_that_fails_its_checks_is_not_fetched_again(desk: Desk) -> None:
-    version = desk.store.publish("anna", 1)
-    desk.store.files[version.vdig] = adapter_files(5, idle=True)
-    for _ in range(2):
-        assert isinstance(desk.refusal(target_of(version)), AdapterCorrupt)
-    assert len(desk.store.fetched) == 1
-
-
-def test_a_store_that_was_away_is_asked_again(desk: Desk) -> None:
-    target = target_of(desk.store.publish("anna", 1))
-    desk.store.failures.append(StoreUnavailable("away"))
-    assert isinstance(desk.refusal(target), StoreDown)
-    assert isinstance(desk.prepared(target), Prepared)
-
-
-def test_damaged_bytes_repaired_by_publishing_again_are_served(desk: Desk) -> None:
-    """A repair has the same digest and lies in other chunks."""
-    version = desk.store.publish("anna", 1)
-
-    def stored_at(key: str) -> VersionRef:
-        chunk = Chunk(key, 0, 1, "0" * 64)
-        return replace(version, files=tuple(replace(f, chunks=(chunk,)) for f in version.files))
-
-    damaged = target_of(stored_at("first"))
-    desk.store.failures.append(IntegrityError("a chunk comes back damaged"))
-    assert isinstance(desk.refusal(damaged), AdapterCorrupt)
-    assert isinstance(desk.refusal(damaged), AdapterCorrupt)
-    repaired = target_of(stored_at("again"), gen=2)
-    assert repaired.entry.key == damaged.entry.key
-    assert isinstance(desk.prepared(repaired), Prepared)
-
-
-@pytest.mark.parametrize("size", [0, 10, 500 * 2**20])
-def test_a_size_that_no_such_adapter_has_is_refused_before_a_byte_is_fetched(
-    desk: Desk, size: int
-) -> None:
-    version = desk.store.publish("anna", 1)
-    lies = tuple(replace(f, size=size) if "model" in f.name else f for f in version.files)
-    error = desk.refusal(target_of(replace(version, files=lies)))
-    assert isinstance(error, AdapterCorrupt)
-    assert desk.store.fetched == []
-
-
-def test_a_rank_over_the_nodes_limit_is_refused(desk: Desk) -> None:
-    assert isinstance(
-        desk.prepared(target_of(desk.store.publish("anna", 1, rank=MAX_RANK))), Prepared
-    )
-    error = desk.refusal(target_of(desk.store.publish("ben", 1, rank=MAX_RANK + 1)))
-    assert isinstance(error, AdapterIncompatible)
-    assert "LORAPOOL_MAX_RANK" in error.hint
-
-
-def test_a_version_that_the_whole_pool_could_not_hold_is_refused() -> None:
-    desk = Desk(pool_pages=2)
-    error = desk.refusal(target_of(desk.store.publish("anna", 1, rank=17)))
-    assert isinstance(error, AdapterIncompatible)
-    assert "needs 3 pages" in str(error)
-    desk.loader.close()
-
-
-def test_an_error_nobody_foresaw_is_answered_and_tried_again(desk: Desk) -> None:
-    target = target_of(desk.store.publish("anna", 1))
-    desk.store.failures.append(RuntimeError("surprise"))
-    assert isinstance(desk.refusal(target), EngineFailure)
-    assert isinstance(desk.prepared(target), Prepared)
-
-
 def test_filling_copies_the_version_into_its_pages(desk: Desk) -> None:
     slots = SlotTable(desk.pool.allocator)
     event = desk.prepared(target_of(desk.store.publish("anna", 1, rank=12)))
@@ -378,6 +191,48 @@ def test_a_copy_that_fails_is_answered(desk: Desk) -> None:
     assert isinstance(answer, Unfilled)
     assert answer.staged is staged
     assert isinstance(answer.error, EngineFailure)
+    assert answer.wiped
+    for a, b in desk.pool.read_back(staged):
+        assert not a.any()
+        assert not b.any()
+
+
+def test_pages_that_do_not_keep_the_zeros_are_reported_unwiped(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = SlotTable(desk.pool.allocator)
+    event = desk.prepared(target_of(desk.store.publish("anna", 1, rank=12)))
+    assert isinstance(event, Prepared)
+    staged = slots.stage(event.key, wanted=event.host.pages, scale=1.0)
+    desk.pool.write(staged, event.host)
+
+    def broken(*tensors: torch.Tensor) -> None:
+        raise RuntimeError("the device does not take it")
+
+    monkeypatch.setattr(pool_module, "_copy", broken)
+    desk.loader.fill(staged, event.host)
+    answer = desk.next()
+    assert isinstance(answer, Unfilled)
+    assert not answer.wiped
+    monkeypatch.setattr(pool_module, "_copy", lambda source, target: None)
+    with pytest.raises(RuntimeError, match="does not keep"):
+        desk.pool.wipe(staged)
+
+
+def test_a_fetch_that_has_not_begun_can_be_called_off_and_one_that_has_cannot() -> None:
+    desk = Desk()
+    desk.store.gate.clear()
+    targets = [target_of(desk.store.publish(f"n{number}", 1)) for number in range(5)]
+    for target in targets:
+        desk.loader.prepare(target)
+    for _ in range(THREADS):
+        assert desk.store.entered.acquire(timeout=PATIENCE)
+    assert not desk.loader.call_off(targets[0].entry.key)
+    assert desk.loader.call_off(targets[-1].entry.key)
+    assert not desk.loader.call_off(targets[-1].entry.key)
+    desk.store.gate.set()
+    desk.loader.close()
+    assert targets[-1].entry.key.vdig not in desk.store.fetched
 
 
 def test_looking_at_a_log_posts_only_what_is_new(desk: Desk) -> None:

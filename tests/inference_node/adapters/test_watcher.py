@@ -33,6 +33,10 @@ class Looks:
 
     seen: list[tuple[str, str, int]] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
+    heard: list[frozenset[tuple[str, str]] | None] = field(default_factory=list)
+
+    def hear(self, names: frozenset[tuple[str, str]] | None) -> None:
+        self.heard.append(names)
 
     def look(self, tenant: str, adapter: str, known_gen: int) -> None:
         self.seen.append((tenant, adapter, known_gen))
@@ -121,6 +125,8 @@ def test_hints_of_names_that_are_not_served_are_left_alone() -> None:
     watch = Watch()
     hints = (Hint("t", "else", 1), Hint("other", "anna", 9))
     assert watch.run(watch.after(0, *hints), names=[ANNA]) == []
+    told = frozenset({("t", "else"), ("other", "anna")})
+    assert watch.looks.heard == [told], "whoever asked for them in vain is told"
 
 
 def test_many_hints_of_one_name_cost_one_look() -> None:
@@ -133,6 +139,7 @@ def test_when_hints_may_be_lost_every_name_is_looked_at_once() -> None:
     watch = Watch()
     rounds = (watch.after(0, gaps=1), watch.after(0), watch.after(0, gaps=2))
     assert watch.run(*rounds, names=[ANNA, BEN]) == [ANNA, BEN, ANNA, BEN]
+    assert watch.looks.heard == [None, None], "there may be news of every name"
 
 
 def test_names_are_polled_slowly_while_the_hints_are_healthy() -> None:

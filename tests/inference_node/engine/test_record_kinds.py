@@ -199,7 +199,7 @@ def test_an_adapter_that_was_only_staged_is_not_found_until_it_is_activated(
     assert isinstance(scene.node.ask("b").error, AdapterNotFound)
     assert scene.node.ask("b@first").completed.served.version == "first"
     scene.node.publisher.activate(DEFAULT_TENANT, "b")
-    assert scene.node.ask("b").completed.served.generation == 2
+    assert scene.node.ask("b", min_generation=2).completed.served.generation == 2
 
 
 def test_control_a_node_that_serves_what_is_staged_is_caught(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from inference_node.adapters.host_tier import HostTier
+from inference_node.adapters.loader import Target
 from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.slots import SlotTable
-from inference_node.adapters.versions import Resident
+from inference_node.adapters.versions import Entry, Resident
 from inference_node.engine.admission import Admission
+from inference_node.engine.arrivals import Arrivals
+from inference_node.engine.claims import Claim
 from inference_node.engine.kv_blocks import BlockAllocator
+from inference_node.engine.names import Names
 from inference_node.engine.sequence import Sequence
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.harness import Node
@@ -75,10 +81,39 @@ def hand_out_anothers_version(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SlotTable, "lease", first)
 
 
+def lose_a_claim(patch: pytest.MonkeyPatch) -> None:
+    claim = Arrivals.claim
+
+    def forgetful(self: Arrivals, one: Claim, target: Target) -> None:
+        claim(self, one, target)
+        if target.entry.adapter == "n2":
+            self.withdraw(one)
+
+    patch.setattr(Arrivals, "claim", forgetful)
+
+
+def keep_more_on_the_host_than_there_is_room(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HostTier, "_drop", lambda self, key: self._kept.pop(key))
+
+
+def go_back_to_an_older_version(patch: pytest.MonkeyPatch) -> None:
+    serve = Names.serve
+
+    def backwards(self: Names, entry: Entry) -> None:
+        serve(self, entry)
+        name = entry.tenant, entry.adapter
+        older = replace(self._slots._serving[name], gen=entry.gen - 2)
+        if entry.gen == 2:
+            self._slots._serving[name] = older
+            self._reached[name] = older.gen
+
+    patch.setattr(Names, "serve", backwards)
+
+
 def busy(start_tiny: StartTiny, folder: Path) -> None:
     """Requests of several adapters side by side and one after the other, pages re-used."""
     page_bytes = start_tiny().engine.info().pool.page_bytes
-    node: Node = start_tiny(pool_bytes=10 * page_bytes)
+    node: Node = start_tiny(pool_bytes=10 * page_bytes, host_bytes=7 * page_bytes)
     names = [f"n{seed}" for seed in range(4)]
     for seed, name in enumerate(names):
         made = make_adapter(folder / name, dict(node.card.modules), rank=24, seed=seed)
@@ -88,6 +123,8 @@ def busy(start_tiny: StartTiny, folder: Path) -> None:
         node.ask(name, tokens=3, deadline_in=1.0).wait()
     long.wait()
     node.ask("", tokens=2).wait()
+    generation = node.publish(names[0], folder / names[1])
+    node.ask(names[0], tokens=2, min_generation=generation, deadline_in=5.0).wait()
 
 
 def test_sound_steps_are_all_checked_and_all_add_up(
@@ -108,6 +145,9 @@ def test_sound_steps_are_all_checked_and_all_add_up(
         keep_a_lease,
         hold_a_lease_too_many,
         hand_out_anothers_version,
+        lose_a_claim,
+        keep_more_on_the_host_than_there_is_room,
+        go_back_to_an_older_version,
     ],
 )
 def test_control_a_sum_that_is_off_is_seen_in_the_step_that_broke_it(
