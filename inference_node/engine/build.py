@@ -36,6 +36,7 @@ from inference_node.model.checkpoint import (
 )
 from inference_node.model.decoder import Decoder
 from inference_node.model.default_base import default_cache_dir
+from inference_node.model.graphs import CudaGraphs
 from inference_node.model.trace import trace
 from inference_node.request import ModelInfo, PoolStatus
 from inference_node.text import Tokenizer
@@ -201,10 +202,19 @@ def assemble(
         modules=decoder.module_map.modules(),
         max_rank=config.max_rank,
     )
+    runner = Runner(decoder, pool, block_tokens=blocks.block_tokens)
+    if decoder.backend.captures:
+        runner.capture(
+            max_rows=config.max_rows,
+            max_context=max_context,
+            max_rank=config.max_rank,
+            blocks=blocks.total,
+            record=CudaGraphs(base.device),
+        )
     return EngineLoop(
         card=card,
         inbox=inbox,
-        runner=Runner(decoder, pool, block_tokens=blocks.block_tokens),
+        runner=runner,
         scheduler=_scheduler(config, blocks, base.fingerprint),
         slots=slots,
         loader=loader,

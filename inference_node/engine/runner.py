@@ -16,10 +16,12 @@ from inference_node.engine.logprobs import score
 from inference_node.engine.sampler import sample
 from inference_node.engine.scheduler import Step, Work
 from inference_node.engine.sequence import Sequence
-from inference_node.kernels.lora import LoraPlan
+from inference_node.kernels.lora import PAGE_RANKS, LoraPlan
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
+from inference_node.model.graphs import Decoded, DecodeGraphs, Record, buckets_for
+from inference_node.model.static_batch import DecodeRow, StaticSizes
 from inference_node.request import TokenScore
 
 CORES = torch.get_num_threads()
@@ -57,6 +59,21 @@ class Runner:
         self._block_tokens = block_tokens
         self._device = decoder.base.device
         self._by_row = decoder.by_row
+        self._graphs: DecodeGraphs | None = None
+
+    def capture(
+        self, *, max_rows: int, max_context: int, max_rank: int, blocks: int, record: Record
+    ) -> None:
+        """Capture decode steps of up to `max_rows` rows; `blocks` are those of the KV cache."""
+        sizes = StaticSizes(
+            groups=len(self._pool.groups),
+            widest=-(-max_rank // PAGE_RANKS),
+            blocks=-(-max_context // self._block_tokens),
+            block_tokens=self._block_tokens,
+            spare_block=blocks + 1,
+        )
+        self._graphs = DecodeGraphs(self._decoder.forward, record)
+        self._graphs.capture(buckets_for(max_rows), sizes, device=self._device)
 
     def take_the_cores(self) -> None:
         """Called by the engine thread before its first step. Threads that start later have one."""
@@ -68,25 +85,48 @@ class Runner:
 
     def run(self, step: Step) -> list[Drawn]:
         """One forward pass. Marks the step's tokens as cached; draws where a request is due one."""
-        step = Step(tuple(sorted(step.work, key=self._is_long)))
+        step = Step(tuple(sorted(step.work, key=self._place)))
         sampling = [item.sequence for item in step.work if item.samples]
         self._decoder.zero_blocks(self._fresh_blocks(step))
-        logits = self._decoder.forward(self.batch(step))
+        decoded = self._decode(step)
+        logits = self._decoder.forward(self.batch(step)) if decoded is None else decoded.logits
         _score_prompts(logits[len(sampling) :], step)
         for item in step.work:
             item.sequence.cached += item.length
         logits = logits[: len(sampling)]
-        tokens = sample(logits, sampling)
+        tokens = sample(logits, sampling, None if decoded is None else decoded.best)
         scores = _score_tokens(logits, sampling, tokens)
         return [
             Drawn(sequence, token, scores.get(row))
             for row, (sequence, token) in enumerate(zip(sampling, tokens, strict=True))
         ]
 
+    def _place(self, item: Work) -> tuple[bool, int]:
+        """Last what attention runs on its own; rows of one adapter side by side, to share pages."""
+        lease = item.sequence.lease
+        return self._is_long(item), 0 if lease is None else lease.stamp
+
     def _is_long(self, item: Work) -> bool:
         """Whether attention runs the item on its own, after all that runs row by row."""
         context = item.sequence.cached + item.length
         return item.length > 1 and context > self._by_row
+
+    def _decode(self, step: Step) -> Decoded | None:
+        """The step by a captured one, when each of its rows is the last token of a request."""
+        plain = all(item.length == 1 and item.samples and not unscored(item) for item in step.work)
+        if self._graphs is None or not plain:
+            return None
+        return self._graphs.run(
+            [
+                DecodeRow(
+                    sequence.tokens[sequence.cached],
+                    sequence.cached,
+                    sequence.block_table,
+                    None if sequence.lease is None else self._pool.routing(sequence.lease),
+                )
+                for sequence in (item.sequence for item in step.work)
+            ]
+        )
 
     def batch(self, step: Step) -> ForwardBatch:
         """The step's rows, in its order: as attention wants it."""

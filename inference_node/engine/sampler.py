@@ -15,6 +15,7 @@ import torch
 
 from inference_node.engine.logit_edits import edit
 from inference_node.engine.sequence import Sequence
+from inference_node.model.graphs import likeliest
 from inference_node.request import Sampling
 
 _HEAD = 128
@@ -25,18 +26,19 @@ _BLOCK = 256
 """Tokens whose weights are summed up before a draw looks for one among them."""
 
 
-def sample(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
+def sample(
+    logits: torch.Tensor, sequences: Rows[Sequence], best: torch.Tensor | None = None
+) -> list[int | None]:
     """One token a row; None where the row's logits are not finite.
 
     logits [rows, vocab] float32, row i belonging to sequences[i]. Rows that are plainly greedy
-    cost an argmax, whatever the others ask for.
+    cost an argmax, whatever the others ask for; `best` is `likeliest(logits)` if it is known.
     """
     if logits.shape[0] != len(sequences):
         raise ValueError(f"{logits.shape[0]} rows of logits for {len(sequences)} requests")
-    finite = torch.isfinite(logits.sum(dim=-1)).tolist()
-    tokens: list[int | None] = logits.argmax(dim=-1).tolist()
-    tokens = [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
-    asking = [row for row, s in enumerate(sequences) if finite[row] and not s.plain]
+    found = (likeliest(logits) if best is None else best).tolist()
+    tokens: list[int | None] = [None if token < 0 else token for token in found]
+    asking = [row for row, s in enumerate(sequences) if found[row] >= 0 and not s.plain]
     if asking:
         chosen = _choose(logits[asking], [sequences[row] for row in asking])
         for row, token in zip(asking, chosen, strict=True):

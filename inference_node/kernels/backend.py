@@ -75,6 +75,10 @@ class Backend:
     """The compiled C kernels, where they are."""
     by_row: int = 1
     """Prompts of up to so many tokens are attended row by row, with the single tokens."""
+    reads_whole_blocks: bool = True
+    """Whether what a block holds past a context must be finite."""
+    captures: bool = False
+    """Whether a step can be captured, with routing of any length."""
 
     @classmethod
     def native(cls, library: Library) -> Backend:
@@ -118,12 +122,21 @@ class NoTriton(Exception):
 
 def _fused(device: torch.device, *, insist: bool) -> Backend:
     try:
-        from inference_node.kernels.lora.fused import FusedRows
+        from inference_node.kernels.lora.fused import FusedRows, interpreted
         from inference_node.kernels.paged_attention.fused import FusedAttention
         from inference_node.kernels.paged_attention.prefill import choose_prefill
     except ImportError as error:
         if insist:
             raise NoTriton(f"{error}: pip install triton") from error
         return Backend(f"{REFERENCE.name} ({error})")
+    if device.type == "cpu" and not interpreted():
+        raise NoTriton("the fused kernels run on CUDA")
     attention = FusedAttention(choose_prefill(device))
-    return Backend("fused kernels", FusedRows(), attention.attend, attention.write_kv)
+    return Backend(
+        "fused kernels",
+        FusedRows(),
+        attention.attend,
+        attention.write_kv,
+        reads_whole_blocks=False,
+        captures=device.type == "cuda",
+    )

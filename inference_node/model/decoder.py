@@ -114,11 +114,14 @@ class Decoder:
         return total
 
     def allocate_cache(self, *, blocks: int, block_tokens: int) -> None:
-        """Fix the KV cache: `blocks` blocks beside block 0, which takes no sequence's tokens."""
+        """Fix the KV cache: `blocks` blocks beside block 0, which takes no tokens.
+
+        One more, `blocks` + 1, is there for the rows that pad a captured step.
+        """
         for cache in (self._cache.k, self._cache.v):
             cache[:] = [
                 torch.zeros(
-                    (blocks + 1, block_tokens, rule.kv_heads, rule.head_dim),
+                    (blocks + 2, block_tokens, rule.kv_heads, rule.head_dim),
                     dtype=self.base.dtype,
                     device=self.base.device,
                 )
@@ -127,8 +130,8 @@ class Decoder:
         self._fuse()
 
     def zero_blocks(self, blocks: list[int]) -> None:
-        """Forget what blocks hold."""
-        if not blocks:
+        """Forget what blocks hold, for kernels that read more of them than a context."""
+        if not blocks or not self.backend.reads_whole_blocks:
             return
         index = torch.tensor(blocks, device=self.base.device)
         for cache in (*self._cache.k, *self._cache.v):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 
@@ -186,31 +186,65 @@ def _block(
     return RowBlock(first, rows, pages.to(device), weights.to(device))
 
 
+@dataclass(slots=True)
+class PairList:
+    """`RowPages` as it is being written."""
+
+    first: list[int] = field(default_factory=lambda: [0])
+    row: list[int] = field(default_factory=list)
+    page: list[int] = field(default_factory=list)
+    scale: list[float] = field(default_factory=list)
+    tile: list[int] = field(default_factory=lambda: [0])
+
+    def add(self, start: int, count: int, pages: tuple[int, ...], scale: float) -> None:
+        """`count` rows from `start` on read these pages."""
+        for line in range(start, start + count):
+            self.row += [line] * len(pages)
+            self.first.append(len(self.row))
+        self.page += pages * count
+        self.scale += [scale] * (len(pages) * count)
+        begun = self.tile[-1]
+        self.tile += [*range(begun + TILE_ROWS, begun + count, TILE_ROWS), begun + count]
+
+
+def list_pairs(segments: Sequence[_Segment], group: int) -> PairList:
+    """Every page that a row of the step reads in one group; rows of one adapter are tiles."""
+    pairs = PairList()
+    for start, count, slot in _merged(segments):
+        if slot is not None and slot.pages[group]:
+            pairs.add(start, count, slot.pages[group], slot.scale)
+    return pairs
+
+
+def _merged(segments: Sequence[_Segment]) -> Iterator[_Segment]:
+    """Neighbouring segments of one adapter as one."""
+    held: _Segment | None = None
+    for start, count, slot in segments:
+        if held is not None and held[2] == slot and held[0] + held[1] == start:
+            held = (held[0], held[1] + count, slot)
+            continue
+        if held is not None:
+            yield held
+        held = (start, count, slot)
+    if held is not None:
+        yield held
+
+
 def _row_pages(
     segments: Sequence[_Segment], group: int, *, device: torch.device
 ) -> RowPages | None:
-    first: list[int] = [0]
-    row: list[int] = []
-    page: list[int] = []
-    scale: list[float] = []
-    tile: list[int] = [0]
-    for start, count, slot in segments:
-        own = slot.pages[group] if slot is not None else ()
-        if slot is None or not own:
-            continue
-        for line in range(start, start + count):
-            row += [line] * len(own)
-            first.append(len(row))
-        page += own * count
-        scale += [slot.scale] * (len(own) * count)
-        begun = tile[-1]
-        tile += [*range(begun + TILE_ROWS, begun + count, TILE_ROWS), begun + count]
-    if not row:
+    pairs = list_pairs(segments, group)
+    if not pairs.row:
         return None
 
     def index(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
-    scales = torch.tensor(scale, dtype=torch.float32, device=device)
-    widest = max(end - begin for begin, end in pairwise(first))
-    return RowPages(index(first), index(row), index(page), scales, index(tile), widest)
+    return RowPages(
+        index(pairs.first),
+        index(pairs.row),
+        index(pairs.page),
+        torch.tensor(pairs.scale, dtype=torch.float32, device=device),
+        index(pairs.tile),
+        max(end - begin for begin, end in pairwise(pairs.first)),
+    )

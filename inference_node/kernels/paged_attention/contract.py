@@ -58,7 +58,8 @@ class AttentionPlan:
     decode_rows: int
     decode_blocks: torch.Tensor  # [decode_rows, blocks] int64, padded with block 0
     decode_contexts: torch.Tensor  # [decode_rows] int64
-    decode_mask: torch.Tensor  # [decode_rows, 1, 1, blocks * block_tokens] bool
+    decode_mask: torch.Tensor | None  # [decode_rows, 1, 1, blocks * block_tokens] bool; None where
+    # it is to be made of contexts and window
     long: tuple[LongChunk, ...]
     longest: int
     """Context of the longest sequence."""
@@ -70,14 +71,19 @@ class AttentionPlan:
         """The plan of a layer whose queries see `window` keys, their own the last of them."""
         if self.longest <= window:
             return self
-        places = torch.arange(self.decode_mask.shape[-1], device=self.decode_mask.device)
-        inside = places >= self.decode_contexts[:, None] - window
-        return replace(
-            self,
-            decode_mask=self.decode_mask & inside[:, None, None, :],
-            long=tuple(chunk.within(window) for chunk in self.long),
-            window=window,
-        )
+        seen = replace(self, long=tuple(chunk.within(window) for chunk in self.long), window=window)
+        if self.decode_mask is None:
+            return seen
+        return replace(seen, decode_mask=seen.mask(self.decode_mask.shape[-1]))
+
+    def mask(self, places: int) -> torch.Tensor:
+        """Which of so many places of its blocks each decode row sees."""
+        place = torch.arange(places, device=self.decode_contexts.device)
+        contexts = self.decode_contexts[:, None]
+        seen = place[None, :] < contexts
+        if self.window is not None:
+            seen = seen & (place[None, :] >= contexts - self.window)
+        return seen[:, None, None, :]
 
     @classmethod
     def build(

@@ -39,11 +39,12 @@ def decode_attention(
     gathered = (rows, -1, kv_heads, dim)
     k = k_cache[plan.decode_blocks].view(gathered).transpose(1, 2)  # [rows, kv_heads, context, d]
     v = v_cache[plan.decode_blocks].view(gathered).transpose(1, 2)
-    packed = q.view(rows, kv_heads, heads // kv_heads, dim)
+    packed = q.reshape(rows, kv_heads, heads // kv_heads, dim)
+    mask = plan.mask(k.shape[2]) if plan.decode_mask is None else plan.decode_mask
     if softcap is None:
-        out = scaled_dot_product_attention(packed, k, v, attn_mask=plan.decode_mask, scale=scale)
+        out = scaled_dot_product_attention(packed, k, v, attn_mask=mask, scale=scale)
     else:
-        out = _capped(packed, k, v, plan.decode_mask, scale, softcap)
+        out = _capped(packed, k, v, mask, scale, softcap)
     return out.reshape(rows, heads, dim)
 
 
