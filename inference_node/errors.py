@@ -14,6 +14,7 @@ NodeError
 ├── AdapterUnloaded      an operator took the version off the device under the request; ask again
 ├── PinRefused           pinning it too would leave too few pages for all that is not pinned
 ├── PoolFull             every page is leased; come back after `retry_after`
+├── QuotaExceeded        the tenant has taken what it may for now; come back after `retry_after`
 ├── QueueFull            the waiting line is at its bound; come back after `retry_after`
 ├── StoreDown            the version is not here and the store did not answer
 ├── LoadFailed           its last load failed for a passing reason; tried again after `retry_after`
@@ -144,6 +145,12 @@ class PoolFull(NodeError):
     """No pages can be freed before the request's deadline."""
 
     reason = "POOL_FULL"
+
+
+class QuotaExceeded(NodeError):
+    """The tenant has taken what it may for now; `details` names which quota."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 class QueueFull(NodeError):

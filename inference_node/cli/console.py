@@ -38,6 +38,7 @@ _BY_REASON = {
     "NODE_UNREACHABLE": UNREACHABLE,
     node.PoolFull.reason: EXHAUSTED,
     node.PinRefused.reason: EXHAUSTED,
+    node.QuotaExceeded.reason: EXHAUSTED,
     node.QueueFull.reason: EXHAUSTED,
     node.DeadlineExpired.reason: DEADLINE,
 }

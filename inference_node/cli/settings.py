@@ -58,6 +58,8 @@ class NodeSettings(BaseSettings):
     """What tokens must name as `iss` and `aud`; both belong to `jwks_file`."""
     identities_file: Path | None = None
     """Which callers' certificates may do what, TOML; needs `tls_client_ca_file`."""
+    quotas_file: Path | None = None
+    """What each tenant may take, TOML; read again when it changes."""
     base_model: str = ""
     """A transformers checkpoint folder or model id; empty for the bundled SmolLM2."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -141,6 +143,7 @@ class NodeSettings(BaseSettings):
             insecure=self.insecure,
             tls=self._tls(),
             auth=self._auth(),
+            quotas=self.quotas_file,
             max_request_seconds=self.max_request_seconds,
             drain_delay=self.drain_delay,
             drain_seconds=self.drain_seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from inference_node.addresses import is_loopback
 from inference_node.errors import BadConfiguration
@@ -11,6 +12,8 @@ from inference_node.rpc.tls import TlsFiles
 
 MAX_MESSAGE_BYTES = 2**20
 MAX_METADATA_BYTES = 8 * 2**10
+MAX_STREAMS = 1024
+"""Calls at once on one connection; further ones wait at the caller's side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,8 @@ class ServerConfig:
     """Plaintext without."""
     auth: AuthConfig | None = None
     """Without, everybody may do everything."""
+    quotas: Path | None = None
+    """What each tenant may take, see quotas.py; without, whatever is there."""
     max_request_seconds: float = 600.0
     """Longest deadline granted; also that of calls that bring none."""
     drain_delay: float = 2.0
@@ -82,6 +87,9 @@ def channel_options() -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         # Two nodes on one port would share its calls by chance.
         ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 15 * 60_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 30_000),

@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from adapter_store.reader import Reader
 from inference_node.pb.lorapool.v1 import (
@@ -31,6 +33,8 @@ from inference_node.rpc.catalog import CatalogServicer
 from inference_node.rpc.door import Door, Service
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.limits import ServerConfig
+from inference_node.rpc.quotas import Quotas, QuotaTable, read_quotas
+from inference_node.rpc.reloaded import Reloaded
 from inference_node.rpc.servicers import InferenceServicer
 from inference_node.rpc.tally import Tally
 
@@ -64,7 +68,10 @@ class NodeServer:
         self._config = config
         tally = Tally()
         self._servicer = InferenceServicer(
-            engine, tally, max_request_seconds=config.max_request_seconds
+            engine,
+            tally,
+            Quotas(_quota_table(config.quotas), clock=time.monotonic),
+            max_request_seconds=config.max_request_seconds,
         )
         self._catalog = None if open_reader is None else CatalogServicer(open_reader)
         self._adapters = None
@@ -143,6 +150,14 @@ class NodeServer:
 
     async def _close_doors(self, grace: float | None) -> None:
         await asyncio.gather(*(door.close(grace) for door in self._doors))
+
+
+def _quota_table(path: Path | None) -> Callable[[], QuotaTable]:
+    """Raises BadConfiguration."""
+    if path is None:
+        return QuotaTable
+    reloaded = Reloaded("quotas file", (path,), lambda: read_quotas(path))
+    return lambda: reloaded.now
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,14 +13,25 @@ from typing import Any, TypeVar
 
 import grpc
 
+from adapter_store.layout import DEFAULT_TENANT
 from inference_node.errors import DeadlineExpired, InvalidRequest, RequestInFlight
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
-from inference_node.request import Completed, Delta, Echo, Event, Failed, Started, TokenScore
+from inference_node.request import (
+    Completed,
+    Delta,
+    Echo,
+    Event,
+    Failed,
+    Request,
+    Started,
+    TokenScore,
+)
 from inference_node.rpc import answers, convert
 from inference_node.rpc.auth import grant
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.mailbox import Mailbox
+from inference_node.rpc.quotas import Quotas, Stay
 from inference_node.rpc.status import answering
 from inference_node.rpc.tally import Tally
 
@@ -34,9 +45,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """`lorapool.v1.InferenceService`."""
 
-    def __init__(self, engine: Engine, tally: Tally, *, max_request_seconds: float) -> None:
+    def __init__(
+        self, engine: Engine, tally: Tally, quotas: Quotas, *, max_request_seconds: float
+    ) -> None:
         self._engine = engine
         self._tally = tally
+        self._quotas = quotas
         self._max_request_seconds = max_request_seconds
         self._bounds = convert.Bounds(engine.info().max_context, engine.tokenizer.vocab_size)
         # Tokenising a long prompt takes tens of milliseconds, which the loop must not lose.
@@ -140,24 +154,40 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             )
         )
         granted = grant(request.tenant, request.adapter)
-        request = replace(request, tenant=granted.tenant, adapter=granted.adapter)
+        tokens = len(request.prompt) + request.stopping.max_new_tokens
+        with (
+            granted.in_words_of_the_question(),
+            self._quotas.stay(granted.tenant, tokens=tokens) as stay,
+            self._submitted(
+                replace(request, tenant=granted.tenant, adapter=granted.adapter)
+            ) as mailbox,
+        ):
+            stay.used = len(request.prompt)
+            yield _Call(request.request_id, mailbox, deadline, stay)
+
+    @contextlib.contextmanager
+    def _submitted(self, request: Request) -> Iterator[Mailbox]:
+        """Its events, under an id that no other tenant's request can have."""
         request_id = request.request_id
-        if request_id in self._in_flight:
+        if request.tenant != DEFAULT_TENANT:
+            # Callers' own ids have no spaces.
+            request = replace(request, request_id=f"{request.tenant} {request_id}")
+        known_as = request.request_id
+        if known_as in self._in_flight:
             raise RequestInFlight("request_id", f"{request_id!r} is still in flight on this node")
         # Held until the engine is done with it, which after a cancel is one step later.
-        self._in_flight.add(request_id)
-        mailbox = Mailbox(on_last=lambda: self._in_flight.discard(request_id))
-        with granted.in_words_of_the_question():
-            try:
-                self._engine.submit(request, self._tally.counting(request, mailbox.post))
-            except BaseException:
-                self._in_flight.discard(request_id)
-                raise
-            try:
-                yield _Call(request_id, mailbox, deadline)
-            finally:
-                if not mailbox.ended:
-                    self._engine.cancel(request_id)
+        self._in_flight.add(known_as)
+        mailbox = Mailbox(on_last=lambda: self._in_flight.discard(known_as))
+        try:
+            self._engine.submit(request, self._tally.counting(request, mailbox.post))
+        except BaseException:
+            self._in_flight.discard(known_as)
+            raise
+        try:
+            yield mailbox
+        finally:
+            if not mailbox.ended:
+                self._engine.cancel(known_as)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +197,15 @@ class _Call:
     request_id: str
     mailbox: Mailbox
     deadline: float
+    stay: Stay
 
     async def next(self) -> Event:
         """The next event. Raises DeadlineExpired when even the engine's own answer is overdue."""
         try:
             async with asyncio.timeout(self.deadline + ANSWER_GRACE - time.monotonic()):
-                return await self.mailbox.next()
+                event = await self.mailbox.next()
         except TimeoutError:
             raise DeadlineExpired("the engine gave no answer by the deadline") from None
+        if isinstance(event, Delta):
+            self.stay.used += len(event.token_ids)
+        return event

@@ -40,6 +40,7 @@ CODES: dict[type[errors.NodeError], grpc.StatusCode] = {
     errors.AdapterUnloaded: grpc.StatusCode.UNAVAILABLE,
     errors.PinRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PoolFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.LoadFailed: grpc.StatusCode.UNAVAILABLE,
     errors.StoreDown: grpc.StatusCode.UNAVAILABLE,
@@ -104,6 +105,11 @@ def _details(error: errors.NodeError, code: grpc.StatusCode) -> list[Message]:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(math.ceil(error.retry_after * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if isinstance(error, errors.QuotaExceeded):
+        over = error_details_pb2.QuotaFailure.Violation(
+            subject=f"quota:{metadata.get('quota', '')}", description=_cut(str(error))
+        )
+        details.append(error_details_pb2.QuotaFailure(violations=[over]))
     if isinstance(error, errors.InvalidRequest):
         problem = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=_cut(error.problem), reason=error.reason

@@ -26,7 +26,7 @@ from tests.inference_node.rpc.authority import Authority
 from tests.inference_node.rpc.issuer import RSA, Issuer
 from tests.inference_node.rpc.rpcs import every_rpc
 from tests.inference_node.rpc.running_node import CONFIG, running_node
-from tests.inference_node.rpc.scripted_engine import ScriptedEngine, says
+from tests.inference_node.rpc.scripted_engine import ScriptedEngine, follows, says
 
 PIRATE = {"tenants": ["acme"], "adapters": ["pirate"], "roles": ["generate"]}
 Open = Callable[..., Client]
@@ -216,6 +216,44 @@ def test_a_certificate_is_an_identity_where_no_token_is_sent(
         with pytest.raises(errors.CredentialsExpired):
             answer(access("checkout.internal", issuer.token(iat=1, exp=2)), "pirate")
         assert answer(access("stranger.internal", issuer.token()), "poet") == "ahoy"
+
+
+def test_a_tenant_over_its_quota_is_told_which_and_until_when(
+    engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    quotas = tmp_path / "quotas.toml"
+    quotas.write_text("[tenant.acme]\nrequests_per_second = 0.1\nburst_seconds = 10\n")
+    with running_node(engine, replace(CONFIG, quotas=quotas)) as address:
+        with Client(address) as client:
+            assert client.generate("hi", tenant="acme").text == "ahoy"
+            with pytest.raises(errors.QuotaExceeded) as caught:
+                client.generate("hi", tenant="acme")
+            assert caught.value.details["quota"] == "requests_per_second"
+            assert caught.value.retry_after == pytest.approx(10, abs=1)
+            assert client.generate("hi", tenant="other").text == "ahoy"
+        code, _, status = raw(address, "none", tenant="acme")
+        kinds = [detail.type_url.rpartition(".")[2] for detail in status.details]
+        assert (code, kinds) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            ["ErrorInfo", "RetryInfo", "QuotaFailure"],
+        )
+        quotas.write_text("[default]\nrequests_per_second = 100\n")
+        with Client(address) as client:
+            assert client.generate("hi", tenant="other").text == "ahoy"
+    assert len(engine.submitted) == 3
+
+
+def test_a_request_id_of_another_tenant_is_neither_in_the_way_nor_to_be_found(
+    engine: ScriptedEngine,
+) -> None:
+    gate = threading.Event()
+    engine.script = follows(words=["one ", "two"], gate=gate)
+    with running_node(engine) as address, Client(address) as client:
+        first = client.stream("hi", tenant="acme", request_id="job")
+        assert first.served.tenant == "acme"
+        gate.set()
+        assert client.generate("hi", tenant="other", request_id="job").request_id == "job"
+        assert first.result.request_id == "job"
 
 
 def test_certificates_as_identities_need_to_be_asked_for(mutual: ServerConfig) -> None:
