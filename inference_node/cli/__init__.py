@@ -16,11 +16,13 @@ import typer
 from adapter_store.errors import StoreError
 from inference_node.cli.adapters import app as adapters
 from inference_node.cli.base import base_card
+from inference_node.cli.chat import chat
 from inference_node.cli.console import report
 from inference_node.cli.generate import generate
 from inference_node.cli.serve import serve
 from inference_node.cli.stack import down, up
 from inference_node.cli.status import status
+from inference_node.cli.top import top
 from inference_node.errors import NodeError
 
 app = typer.Typer(
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(adapters, name="adapters")
-for command in (serve, generate, status, up, down, base_card):
+for command in (serve, generate, chat, status, top, up, down, base_card):
     app.command()(command)
 
 

@@ -34,6 +34,7 @@ _BY_REASON = {
     node.AdapterUntrusted.reason: DAMAGED,
     node.StoreDown.reason: UNREACHABLE,
     node.Draining.reason: UNREACHABLE,
+    node.LoadFailed.reason: UNREACHABLE,
     node.BaseModelUnavailable.reason: UNREACHABLE,
     "NODE_UNREACHABLE": UNREACHABLE,
     node.PoolFull.reason: EXHAUSTED,

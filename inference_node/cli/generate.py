@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inference_node.cli.answers import rate, version
 from inference_node.cli.console import error_document, exit_code, out, say
 from inference_node.cli.reach import (
     DEFAULT_ADDRESS,
@@ -23,7 +24,7 @@ from inference_node.errors import NodeError
 from inference_node.request import Output, Sampling, Stopping
 
 if TYPE_CHECKING:
-    from inference_node.client import Answer, Stream
+    from inference_node.client import Stream
 
 
 def generate(
@@ -158,7 +159,9 @@ def _print_live(stream: Stream, began: float) -> None:
     for each in answer.logprobs:
         best = " ".join(f"{top.text!r} {top.logprob:.3f}" for top in each.top)
         say(f"{each.text!r} {each.logprob:.3f} rank {each.rank} {best}".rstrip())
-    say(f"{_version(answer)} · first token {1e3 * first:.0f} ms · {_rate(answer):.1f} tokens/s")
+    say(
+        f"{version(answer.served)} · first token {1e3 * first:.0f} ms · {rate(answer):.1f} tokens/s"
+    )
 
 
 def _print_document(stream: Stream) -> None:
@@ -170,19 +173,3 @@ def _print_document(stream: Stream) -> None:
         out(error_document(error))
         raise typer.Exit(exit_code(error)) from None
     out(asdict(answer) | {"finish_reason": answer.finish_reason.value})
-
-
-def _version(answer: Answer) -> str:
-    served = answer.served
-    if not served.adapter:
-        return "base model"
-    return (
-        f"{served.adapter}@{served.version} generation {served.generation} "
-        f"sha256:{served.digest[:12]}"
-    )
-
-
-def _rate(answer: Answer) -> float:
-    """Tokens a second after the first one."""
-    decode = answer.timings.decode
-    return (answer.usage.completion_tokens - 1) / decode if decode > 0 else 0.0

@@ -19,7 +19,7 @@ from inference_node.request import ModelInfo
 from inference_node.residency import ORDER_SECONDS, LoadedVersion, ResidencyControl
 from inference_node.rpc import convert, residents
 from inference_node.rpc.auth import caller, grant
-from inference_node.rpc.pool_watch import Look, PoolWatch
+from inference_node.rpc.pool_watch import Load, Look, PoolWatch
 from inference_node.rpc.published import page_token
 from inference_node.rpc.scopes import Scope
 from inference_node.rpc.status import answering
@@ -132,7 +132,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
                             pool=residents.pool(change.pool),
                             changed=[residents.loaded(v) for v in _visible(change.changed, scope)],
                             gone=[residents.named(v.served) for v in _visible(change.gone, scope)],
-                            load=residents.load(self._info(), self._tally, scope),
+                            load=residents.load(change.load, self._tally, scope),
                         )
                     )
 
@@ -163,7 +163,9 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
 
     async def _look(self) -> Look:
         pool = await asyncio.wrap_future(self._control.pool_use())
-        return Look(pool, await asyncio.wrap_future(self._control.list_loaded()))
+        loaded = await asyncio.wrap_future(self._control.list_loaded())
+        info = self._info()
+        return Look(pool, loaded, Load(info.running, info.waiting, self._tally.totals))
 
 
 def _visible(versions: tuple[LoadedVersion, ...], scope: Scope) -> list[LoadedVersion]:

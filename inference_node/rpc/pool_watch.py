@@ -15,6 +15,7 @@ from functools import partial
 
 from inference_node.errors import NodeError
 from inference_node.residency import LoadedVersion, PoolUse
+from inference_node.rpc.tally import Totals
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,21 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked of the node, and what it has answered."""
+
+    running: int
+    waiting: int
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """The node at one moment."""
 
     pool: PoolUse
     loaded: tuple[LoadedVersion, ...]
+    load: Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,7 @@ class Change:
     """From one look to the next."""
 
     pool: PoolUse
+    load: Load
     changed: tuple[LoadedVersion, ...]
     gone: tuple[LoadedVersion, ...]
 
@@ -49,7 +61,7 @@ def difference(before: Look | None, now: Look) -> Change:
         if key not in old or _lasting(old[key]) != _lasting(version)
     ]
     gone = [version for key, version in old.items() if key not in new]
-    return Change(now.pool, tuple(changed), tuple(gone))
+    return Change(now.pool, now.load, tuple(changed), tuple(gone))
 
 
 class PoolWatch:
@@ -109,7 +121,7 @@ class PoolWatch:
             seen = self._newest
             assert seen is not None
             change = difference(told, seen)
-            quiet = told is not None and told.pool == change.pool
+            quiet = told is not None and (told.pool, told.load) == (change.pool, change.load)
             if not quiet or change.changed or change.gone or loop.time() >= until:
                 return seen, change
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference_node.pb.lorapool.v1 import adapters_pb2 as pb
-from inference_node.request import ModelInfo, Served
+from inference_node.request import Served
 from inference_node.residency import (
     GroupUse,
     LoadedVersion,
@@ -12,6 +12,7 @@ from inference_node.residency import (
     Unloaded,
     VersionState,
 )
+from inference_node.rpc.pool_watch import Load
 from inference_node.rpc.scopes import Scope
 from inference_node.rpc.tally import Tally
 
@@ -75,15 +76,14 @@ def pool(use: PoolUse) -> pb.PoolUse:
     )
 
 
-def load(info: ModelInfo, tally: Tally, scope: Scope) -> pb.Load:
+def load(now: Load, tally: Tally, scope: Scope) -> pb.Load:
     """Of the hottest adapters, those in `scope`."""
-    totals = tally.totals
     return pb.Load(
-        running=info.running,
-        waiting=info.waiting,
-        generated_tokens=totals.generated_tokens,
-        completed=totals.completed,
-        failed=totals.failed,
+        running=now.running,
+        waiting=now.waiting,
+        generated_tokens=now.totals.generated_tokens,
+        completed=now.totals.completed,
+        failed=now.totals.failed,
         hottest=[
             pb.AdapterLoad(tenant=name.tenant, adapter=name.adapter, generated_tokens=tokens)
             for name, tokens in tally.hottest(HOTTEST)
