@@ -298,7 +298,7 @@ class Arrivals:
 
     def _on_prepared(self, key: VersionKey, host: HostAdapter) -> None:
         arrival = self._coming.get(key)
-        if arrival is not None:
+        if arrival is not None and arrival.fetching:
             self._slots.expect(host.pages)
             arrival.host = host
             arrival.fetching = False
