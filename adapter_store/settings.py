@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
@@ -33,6 +34,7 @@ S3_SERVICE = "seaweedfs"
 REDIS_SERVICE = "valkey"
 DEFAULT_BUCKET = "adapters"
 DEFAULT_REGION = "us-east-1"
+NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +264,16 @@ def redis_access(
     return parts._replace(netloc=netloc, query=query).geturl()
 
 
-def load_settings(*, state_dir: Path = STATE_DIR) -> StoreSettings:
-    """Settings from the environment, or from the stack running in `state_dir`.
+def load_settings(
+    *, state_dir: Path = STATE_DIR, given: Mapping[str, object] = NOTHING
+) -> StoreSettings:
+    """Settings from `given`, else the environment, or from the stack running in `state_dir`.
 
     Raises InvalidSetting naming the variable, and StoreUnavailable when there is neither.
     """
+    known: dict[str, Any] = dict(given)
     try:
-        settings = StoreSettings()
+        settings = StoreSettings(**known)
         if any(name.startswith("s3_") for name in settings.model_fields_set):
             return settings
         stack = read_stack(state_dir)
@@ -278,8 +283,8 @@ def load_settings(*, state_dir: Path = STATE_DIR) -> StoreSettings:
                 hint="run `make up` in this folder, or set LORAPOOL_S3_ENDPOINT, "
                 "LORAPOOL_S3_ACCESS_KEY and LORAPOOL_S3_SECRET_KEY",
             )
-        given = settings.model_dump(exclude_unset=True)
-        return StoreSettings(**{**asdict(stack.endpoints), **given})
+        said = settings.model_dump(exclude_unset=True)
+        return StoreSettings(**{**asdict(stack.endpoints), **said})
     except ValidationError as error:
         raise InvalidSetting(_named(error)) from None
 

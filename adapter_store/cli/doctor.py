@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ SKEW_WARN_S = 5.0
 SKEW_FAIL_S = 300.0
 """Signatures of requests are refused from 15 minutes on; there is little room left."""
 FREE_WARN_BYTES = 1024**3
+MAY_ONLY_READ = "this identity may read and not write"
 
 
 class Status(StrEnum):
@@ -98,13 +99,16 @@ def _tell(found: Setting | Finding) -> None:
         tell(f"{'':4}  -> {found.hint}")
 
 
-def examine() -> Iterator[Setting | Finding]:
-    """Every setting and every finding, in the order in which one needs the other."""
+def examine(given: Mapping[str, object] | None = None) -> Iterator[Setting | Finding]:
+    """Every setting and every finding, in the order in which one needs the other.
+
+    `given` are settings that go before the environment.
+    """
     from adapter_store.settings import load_settings
 
     try:
         with next_steps():
-            settings = load_settings()
+            settings = load_settings(given=given or {})
             store = settings.open_store()
     except StoreError as error:
         yield _failure("settings", error)
@@ -171,7 +175,7 @@ def _writes(store: ObjectStore) -> Finding:
         return Finding(
             "writes",
             Status.FAIL,
-            f"this identity may read and not write: {error}",
+            f"{MAY_ONLY_READ}: {error}",
             "enough for a node; a publisher needs PutObject and DeleteObject on v1/*",
             UNAVAILABLE,
         )

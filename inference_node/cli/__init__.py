@@ -18,6 +18,7 @@ from inference_node.cli.adapters import app as adapters
 from inference_node.cli.base import base_card
 from inference_node.cli.chat import chat
 from inference_node.cli.console import report
+from inference_node.cli.doctor import doctor
 from inference_node.cli.generate import generate
 from inference_node.cli.serve import serve
 from inference_node.cli.stack import down, up
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(adapters, name="adapters")
-for command in (serve, generate, chat, status, top, up, down, base_card):
+for command in (serve, generate, chat, status, top, doctor, up, down, base_card):
     app.command()(command)
 
 

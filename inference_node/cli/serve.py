@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from adapter_store.record import BaseCard
     from adapter_store.settings import StoreSettings
     from adapter_store.signing import Verifier
-    from inference_node.cli.settings import NodeSettings
+    from inference_node.cli.settings import Configuration, NodeSettings
     from inference_node.request import ModelInfo
 
 
@@ -31,31 +32,70 @@ def serve(
             "--insecure", help="Listen beyond loopback, in the clear; LORAPOOL_INSECURE=1."
         ),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help='Settings as TOML, e.g. listen = "127.0.0.1:1"; LORAPOOL_CONFIG.'),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Only say what is set and by what; secrets not."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --print-config: one JSON document.")
+    ] = False,
 ) -> None:
     """Serve the base model and every adapter of the store over gRPC.
 
-    All settings are LORAPOOL_* variables. SIGTERM drains: running answers are finished.
+    All settings are LORAPOOL_* variables; a flag goes before a variable, a variable before the
+    settings file. SIGTERM drains: running answers are finished.
     """
-    from inference_node.cli.settings import load_settings
+    from inference_node.cli.settings import load_configuration
 
-    settings = load_settings(listen=listen, insecure=insecure, base_model=base_model, device=device)
-    run(settings)
+    flags = {"listen": listen, "insecure": insecure, "base_model": base_model, "device": device}
+    configuration = load_configuration(flags, config)
+    if print_config:
+        _print(configuration, as_json=as_json)
+    else:
+        run(configuration)
 
 
-def run(settings: NodeSettings) -> None:
+def _log(level: str) -> None:
+    """To stderr. Others' loggers say warnings at most: botocore writes down what signs requests."""
+    import logging
+
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    for ours in ("inference_node", "adapter_store"):
+        logging.getLogger(ours).setLevel(level)
+
+
+def _print(configuration: Configuration, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from inference_node.cli.console import out
+    from inference_node.cli.effective import effective
+
+    settings = list(effective(configuration))
+    if as_json:
+        out({"settings": [asdict(setting) for setting in settings]})
+        return
+    for setting in settings:
+        typer.echo(f"{setting.variable} = {setting.value}  ({setting.source})")
+
+
+def run(configuration: Configuration) -> None:
     """Raises NodeError or StoreError when it cannot start; returns once drained."""
     import asyncio
     import logging
 
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = configuration.node
+    _log(settings.log_level)
     server_config = settings.server_config()
 
     from adapter_store.settings import load_settings as load_store_settings
 
-    store_settings = load_store_settings()
+    store_settings = load_store_settings(given=configuration.store)
     store = store_settings.open_store()
     verifier = store_settings.open_verifier(logging.getLogger("inference_node.store").warning)
 

@@ -1,19 +1,28 @@
-"""Every setting of the node, read from the environment and flags in this one place."""
+"""Every setting of the node, read from flags, environment and a file in this one place."""
 
 from __future__ import annotations
 
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from adapter_store.settings import StoreSettings
 from inference_node.config import EngineConfig
 from inference_node.errors import BadConfiguration
 from inference_node.rpc.auth import AuthConfig
 from inference_node.rpc.limits import ServerConfig
 from inference_node.rpc.tls import TlsFiles
 from inference_node.rpc.tokens import TokenRules
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PREFIX = "LORAPOOL_"
 MIB = 2**20
@@ -194,6 +203,17 @@ class NodeSettings(BaseSettings):
         return str(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """All settings, and where those that are not defaults came from."""
+
+    node: NodeSettings
+    store: Mapping[str, object]
+    """What the settings file says of the store, where the environment says nothing."""
+    sources: Mapping[str, str]
+    """By name, without the prefix and in lower case."""
+
+
 def load_settings(
     *,
     listen: str | None = None,
@@ -201,18 +221,75 @@ def load_settings(
     base_model: str | None = None,
     device: str | None = None,
 ) -> NodeSettings:
-    """Flags first, then the environment. Raises BadConfiguration naming the variable."""
+    """As `load_configuration`, the node's part."""
     flags = {"listen": listen, "insecure": insecure, "base_model": base_model, "device": device}
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    return load_configuration(flags).node
+
+
+def load_configuration(flags: Mapping[str, object], file: Path | None = None) -> Configuration:
+    """Flags first, then the environment, then the file, `LORAPOOL_CONFIG` unless one is named.
+
+    A flag that is None is not given. Raises BadConfiguration naming the variable or the file.
+    """
+    named = os.environ.get(f"{PREFIX}CONFIG")
+    path = file or (Path(named) if named else None)
+    said = {} if path is None else _read_file(path)
+    in_environment = {name for name in _known() if os.environ.get(PREFIX + name.upper())}
+    from_file = {name: value for name, value in said.items() if name not in in_environment}
+    from_flags = {name: value for name, value in flags.items() if value is not None}
+    sources = {
+        **dict.fromkeys(from_file, str(path)),
+        **dict.fromkeys(in_environment, "environment"),
+        **dict.fromkeys(from_flags, "flag"),
+    }
+    given: dict[str, Any] = {**from_file, **from_flags}
+    ours = {name: value for name, value in given.items() if name in NodeSettings.model_fields}
     try:
-        return NodeSettings(**given)
+        node = NodeSettings(**ours)
     except ValidationError as error:
         raise BadConfiguration(
-            "; ".join(
-                f"{PREFIX}{str(fault['loc'][0]).upper()}={fault['input']!r}: {fault['msg']}"
-                for fault in error.errors()
-            )
+            "; ".join(_fault(fault, sources) for fault in error.errors())
         ) from None
+    store = {name: value for name, value in from_file.items() if name in StoreSettings.model_fields}
+    return Configuration(node, store, sources)
+
+
+def _known() -> set[str]:
+    return {*NodeSettings.model_fields, *StoreSettings.model_fields}
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    """What a settings file says: the variables' names, in lower case and without the prefix."""
+    try:
+        said = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise BadConfiguration(f"settings file {path} cannot be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfiguration(f"settings file {path} is not TOML: {error}") from None
+    except ValueError:
+        raise BadConfiguration(f"settings file {path} is not UTF-8 text") from None
+    unknown = sorted(set(said) - _known())
+    if unknown:
+        raise BadConfiguration(
+            f"settings file {path}: {unknown[0]} is no setting",
+            hint="`inference-node serve --print-config` lists them",
+        )
+    return said
+
+
+def _fault(fault: ErrorDetails, sources: Mapping[str, str]) -> str:
+    """Which setting is wrong, from where and why; what a secret was set to is not said."""
+    name = str(fault["loc"][0])
+    source = sources.get(name, "environment")
+    where = (
+        f"{PREFIX}{name.upper()}" if source in ("environment", "flag") else f"{name} in {source}"
+    )
+    told = "" if _is_secret(NodeSettings.model_fields[name]) else f"={fault['input']!r}"
+    return f"{where}{told}: {fault['msg']}"
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return "SecretStr" in str(field.annotation)
 
 
 def _secret(name: str, value: SecretStr | None, file: Path | None) -> str:

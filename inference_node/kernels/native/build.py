@@ -38,7 +38,7 @@ class NoCompiler(Exception):
 
 def build(folder: Path) -> Path:
     """The compiled library in `folder`, made now if it is not there. Raises NoCompiler."""
-    compiler = _compiler()
+    compiler = find_compiler()
     library = folder / f"kernels-{_identity(compiler)}.so"
     if library.exists():
         return library
@@ -54,7 +54,8 @@ def build(folder: Path) -> Path:
     return library
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """The program that compiles C here. Raises NoCompiler."""
     names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
     for name in names:
         found = shutil.which(name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_node.cli.settings import load_settings
+from inference_node.cli.settings import load_configuration, load_settings
 from inference_node.config import EngineConfig
 from inference_node.errors import BadConfiguration
 from inference_node.rpc.limits import ServerConfig
@@ -121,3 +121,57 @@ def test_tokens_need_their_keys_their_issuer_and_their_audience(
     assert auth.tokens == TokenRules(
         jwks=Path("/keys/jwks.json"), issuer="https://issuer.example", audience="lorapool"
     )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "settings.toml"
+    path.write_text(
+        'pool_mb = 64\nkv_tokens = 4096\ndevice = "cuda"\ns3_bucket = "ours"\n'
+        's3_endpoint = "http://127.0.0.1:1"\n[tenant_weights]\ngold = 4\n'
+    )
+    return path
+
+
+def test_a_flag_goes_before_a_variable_and_a_variable_before_the_file(
+    monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    monkeypatch.setenv("LORAPOOL_KV_TOKENS", "8192")
+    found = load_configuration({"device": "cpu", "listen": None}, file)
+    node = found.node
+    assert (node.pool_mb, node.kv_tokens, node.device) == (64, 8192, "cpu")
+    assert node.tenant_weights == {"gold": 4.0}
+    assert found.sources == {
+        "pool_mb": str(file),
+        "kv_tokens": "environment",
+        "device": "flag",
+        "tenant_weights": str(file),
+        "s3_bucket": str(file),
+        "s3_endpoint": str(file),
+    }
+    assert found.store == {"s3_bucket": "ours", "s3_endpoint": "http://127.0.0.1:1"}
+    monkeypatch.setenv("LORAPOOL_CONFIG", str(file))
+    assert load_settings().pool_mb == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("pool_mb = 0", "pool_mb in .*settings.toml=0"),
+        ('pool_mb = "lots"', "pool_mb in"),
+        ("pool = 1", "pool is no setting"),
+        ("pool_mb = ", "is not TOML"),
+    ],
+)
+def test_what_a_settings_file_cannot_say_is_refused_by_its_name(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    with pytest.raises(BadConfiguration, match=named):
+        load_configuration({}, path)
+
+
+def test_a_settings_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadConfiguration, match="cannot be read"):
+        load_configuration({}, tmp_path / "nowhere.toml")

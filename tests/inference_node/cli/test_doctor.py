@@ -1,0 +1,139 @@
+"""What is missing is named, with what to do about it, and the exit code says which kind it is."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from adapter_store.cli.doctor import Finding, Status
+from adapter_store.settings import Endpoints
+from inference_node.cli.doctor import doctor, examine
+from inference_node.rpc.tls import read_identity
+from tests.inference_node.rpc.authority import Authority
+from tests.inference_node.rpc.issuer import Issuer
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORAPOOL_LISTEN", "127.0.0.1:0")
+    # Importing torch to look for a device takes seconds.
+    monkeypatch.setenv("LORAPOOL_DEVICE", "cpu")
+
+
+def findings(now: float | None = None) -> dict[str, Finding]:
+    clock = time.time if now is None else lambda: now
+    return {found.check: found for found in examine(None, clock=clock)}
+
+
+def failed(found: Finding, code: int, said: str) -> bool:
+    return (found.status, found.code) == (Status.FAIL, code) and said in found.message
+
+
+@pytest.mark.services
+def test_a_machine_that_has_everything_is_healthy(
+    endpoints: Endpoints,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files, issuer = Authority(tmp_path / "tls").issue(), Issuer(tmp_path / "jwks.json")
+    files.key.chmod(0o600)
+    monkeypatch.setenv("LORAPOOL_JWT_ISSUER", "https://issuer.example")
+    monkeypatch.setenv("LORAPOOL_JWT_AUDIENCE", "lorapool")
+    monkeypatch.setenv("LORAPOOL_JWKS_FILE", str(issuer.jwks))
+    monkeypatch.setenv("LORAPOOL_TLS_CERT_FILE", str(files.cert))
+    monkeypatch.setenv("LORAPOOL_TLS_KEY_FILE", str(files.key))
+    for name, value in endpoints.environment().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(typer.Exit) as left:
+        doctor(None, as_json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert (left.value.exit_code, report["healthy"]) == (0, True)
+    status = {check["check"]: check["status"] for check in report["checks"]}
+    for check in ("settings", "tls", "tokens", "port", "torch", "compiler", "store", "redis"):
+        assert status[check] == "ok", report
+    assert "tls key" not in status
+
+
+def test_without_a_store_the_code_says_that_nothing_answers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAPOOL_S3_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("LORAPOOL_S3_ACCESS_KEY", "key")
+    monkeypatch.setenv("LORAPOOL_S3_SECRET_KEY", "secret")
+    with pytest.raises(typer.Exit) as left:
+        doctor(None)
+    told = capsys.readouterr()
+    assert left.value.exit_code == 6
+    assert "fail  store" in told.out
+    assert "->" in told.err
+
+
+def test_a_bad_setting_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAPOOL_POOL_MB", "lots")
+    found = findings()
+    assert list(found) == ["settings"]
+    assert failed(found["settings"], 2, "LORAPOOL_POOL_MB")
+
+
+def test_certificates_are_looked_at_before_callers_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = Authority(tmp_path / "tls").issue()
+    files.key.chmod(0o644)
+    monkeypatch.setenv("LORAPOOL_TLS_CERT_FILE", str(files.cert))
+    monkeypatch.setenv("LORAPOOL_TLS_KEY_FILE", str(files.key))
+    assert findings()["tls key"].status is Status.WARN
+    end = read_identity(files).chain[0].not_valid_after_utc.timestamp()
+    assert failed(findings(end + 1)["tls"], 2, "has expired")
+    assert failed(findings(0.0)["tls"], 2, "is not valid yet")
+    assert findings(end - 13 * 86_400)["tls"].status is Status.WARN
+    assert findings(end - 15 * 86_400)["tls"].status is Status.OK
+    files.key.unlink()
+    assert failed(findings()["tls"], 2, "cannot be read")
+
+
+def test_files_that_say_nothing_usable_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    jwks, quotas = tmp_path / "jwks.json", tmp_path / "quotas.toml"
+    jwks.write_text('{"keys": []}')
+    quotas.write_text("nonsense = 1")
+    monkeypatch.setenv("LORAPOOL_JWT_ISSUER", "https://issuer.example")
+    monkeypatch.setenv("LORAPOOL_JWT_AUDIENCE", "lorapool")
+    monkeypatch.setenv("LORAPOOL_JWKS_FILE", str(jwks))
+    monkeypatch.setenv("LORAPOOL_QUOTAS_FILE", str(quotas))
+    found = findings()
+    assert found["tokens"].status is Status.WARN
+    assert failed(found["quotas"], 2, "quotas.toml")
+    jwks.write_text("{}")
+    assert failed(findings()["tokens"], 2, "jwks.json")
+
+
+def test_a_port_in_use_and_a_base_that_is_not_there_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("LORAPOOL_LISTEN", f"127.0.0.1:{taken.getsockname()[1]}")
+        assert failed(findings()["port"], 6, "is in use")
+    monkeypatch.setenv("LORAPOOL_BASE_MODEL", str(tmp_path / "nowhere"))
+    assert failed(findings()["base model"], 2, "nowhere")
+    monkeypatch.setenv("LORAPOOL_BASE_MODEL", str(tmp_path))
+    assert failed(findings()["base model"], 2, "config.json")
+
+
+def test_a_missing_compiler_matters_as_much_as_the_kernels_need_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert findings()["compiler"].status is Status.WARN
+    monkeypatch.setenv("LORAPOOL_KERNELS", "native")
+    assert failed(findings()["compiler"], 2, "no-such-compiler")
+    monkeypatch.setenv("LORAPOOL_KERNELS", "reference")
+    assert findings()["compiler"].status is Status.OK
