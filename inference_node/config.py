@@ -59,6 +59,9 @@ class EngineConfig:
     """For versions that wait longer for pages that requests hold, others make way, by turns."""
     max_staleness: float = 60.0
     """A name checked against the store longer ago than this is checked again at admission."""
+    refuse_stale_after: float | None = None
+    """Refuse what the store could not confirm for so many seconds; None: residents serve however
+    long it is away."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -76,6 +79,8 @@ class EngineConfig:
             raise BadConfiguration("tenant_weights must be above 0")
         if self.headroom_pages is not None and self.headroom_pages < 0:
             raise BadConfiguration("headroom_pages must not be negative")
+        if self.refuse_stale_after is not None and self.refuse_stale_after < 0:
+            raise BadConfiguration("refuse_stale_after must not be negative")
         if self.page_wait_seconds < 0:
             raise BadConfiguration("page_wait_seconds must not be negative")
         if self.kv_tokens < self.block_tokens:

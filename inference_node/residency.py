@@ -108,6 +108,8 @@ class PoolUse:
     host_versions: int
     host_bytes: int
     host_budget: int
+    stale_seconds: float = 0.0
+    """The longest that a served name has gone without the store's word that it means this."""
 
 
 class ResidencyControl(Protocol):

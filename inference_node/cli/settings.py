@@ -108,6 +108,8 @@ class NodeSettings(BaseSettings):
     page_wait_seconds: float = Field(default=_ENGINE.page_wait_seconds, ge=0)
     """For versions that wait longer for pages that requests hold, others make way, by turns."""
     max_staleness: float = Field(default=_ENGINE.max_staleness, ge=0)
+    refuse_stale_after: float | None = Field(default=_ENGINE.refuse_stale_after, ge=0)
+    """Refuse what the store could not confirm for so many seconds; unset: serve it all the same."""
     max_request_seconds: float = Field(default=_SERVER.max_request_seconds, gt=0)
     drain_delay: float = Field(default=_SERVER.drain_delay, ge=0)
     """Seconds between NOT_SERVING and refusing calls."""
@@ -142,6 +144,7 @@ class NodeSettings(BaseSettings):
             headroom_pages=self.headroom_pages,
             page_wait_seconds=self.page_wait_seconds,
             max_staleness=self.max_staleness,
+            refuse_stale_after=self.refuse_stale_after,
         )
 
     def server_config(self) -> ServerConfig:

@@ -52,6 +52,7 @@ class Admission:
         fail: Callable[[Sequence, NodeError], None],
         clock: Callable[[], float],
         max_staleness: float,
+        refuse_stale_after: float | None = None,
         page_wait: float = 1.0,
         random: Callable[[], float] = random.random,
     ) -> None:
@@ -70,6 +71,7 @@ class Admission:
         self._fail = fail
         self._clock = clock
         self._max_staleness = max_staleness
+        self._refuse_stale_after = refuse_stale_after
         self._page_wait = page_wait
         self._claims: dict[Sequence, Claim] = {}
         """Of requests that hold no lease yet, or none for now."""
@@ -302,10 +304,19 @@ class Admission:
         ref = claim.ref
         current = self.names.serving(ref.tenant, ref.adapter)
         no_news = isinstance(error, StoreDown | AdapterCorrupt)
-        if no_news and current is not None and _answers(current, ref, claim.min_generation):
+        if (
+            no_news
+            and current is not None
+            and _answers(current, ref, claim.min_generation)
+            and not self._too_stale(current)
+        ):
             self._bind(claim, current)
         else:
             claim.refuse(error)
+
+    def _too_stale(self, current: Entry) -> bool:
+        limit = self._refuse_stale_after
+        return limit is not None and self.names.staleness(current, self._clock()) > limit
 
     def _bind(self, claim: Claim, entry: Entry, target: Target | None = None) -> None:
         """Bind the claim to an entry for good; `target` is given when it may not be resident."""

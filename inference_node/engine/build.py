@@ -175,6 +175,7 @@ def assemble(
             fail=fail,
             clock=clock,
             max_staleness=config.max_staleness,
+            refuse_stale_after=config.refuse_stale_after,
             page_wait=config.page_wait_seconds,
         )
 

@@ -99,6 +99,7 @@ class Census:
             host_versions=len(copies),
             host_bytes=sum(copy.host.bytes for copy in copies),
             host_budget=self._host.budget,
+            stale_seconds=self._names.stalest(self._clock()),
         )
 
     def _group_use(self) -> tuple[GroupUse, ...]:

@@ -38,6 +38,18 @@ class Names:
         current = self._slots.serving(entry.tenant, entry.adapter)
         return current is not None and current.gen < entry.gen and self.is_news(entry)
 
+    def staleness(self, entry: Entry, now: float) -> float:
+        """Seconds since the store last confirmed what a served name means, or since it came."""
+        checked = self._watcher.checked_at(entry.tenant, entry.adapter)
+        held = self._slots.resident(entry.key)
+        since = held.since if checked is None and held is not None else checked
+        return 0.0 if since is None else max(0.0, now - since)
+
+    def stalest(self, now: float) -> float:
+        """The longest that any served name has gone without."""
+        served = (self._slots.serving(*name) for name in self._slots.served_names())
+        return max((self.staleness(e, now) for e in served if e is not None), default=0.0)
+
     def serve(self, entry: Entry) -> None:
         """Let the name mean `entry`, whose version is resident, unless it has gone past it."""
         current = self._slots.serving(entry.tenant, entry.adapter)

@@ -79,7 +79,8 @@ class ScriptedLoader:
 class ScriptedAdmission:
     """Drives an Admission by hand; `now` is its clock."""
 
-    def __init__(self, *, pages: int = 8, headroom: int | None = None) -> None:
+    def __init__(self, *, pages: int = 8, headroom: int | None = None, **settings: Any) -> None:
+        """`settings` are the Admission's own."""
         self.now = 1000.0
         self.loader = ScriptedLoader()
         kept = None if headroom is None else (headroom,)
@@ -99,6 +100,7 @@ class ScriptedAdmission:
             clock=lambda: self.now,
             max_staleness=0.0,
             random=lambda: 0.5,
+            **settings,
         )
         self._orders = itertools.count()
 

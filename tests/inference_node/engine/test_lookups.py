@@ -202,6 +202,20 @@ def test_while_the_store_is_away_residents_serve_without_asking_it() -> None:
     assert 0 < (desk.failed[cold].retry_after or 0) <= 10
 
 
+@pytest.mark.parametrize(("limit", "refused"), [(None, False), (600.0, False), (30.0, True)])
+def test_a_resident_serves_unconfirmed_for_as_long_as_the_operator_allows(
+    limit: float | None, refused: bool
+) -> None:
+    desk = ScriptedAdmission(refuse_stale_after=limit)
+    desk.end(desk.load(target("ada")))
+    desk.now += 31.0
+    for name in ("ada", "ada@v1"):
+        sequence = desk.ask(name)
+        desk.resolve(AWAY)
+        assert (sequence in desk.failed) == refused
+        assert (sequence in desk.ready) != refused
+
+
 def test_one_look_up_at_a_time_finds_out_whether_the_store_is_back() -> None:
     desk = ScriptedAdmission()
     take_the_store_away(desk)

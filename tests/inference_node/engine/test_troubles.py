@@ -172,11 +172,13 @@ def test_while_the_store_is_away_residents_serve_and_the_rest_says_when_to_come_
         publish(node, tmp_path, name, seed)
     before = node.ask("a").tokens
     store.away = True
+    first = node.engine.pool_use().result(PATIENCE).stale_seconds
     for _ in range(5):
         assert node.ask("a").tokens == before
         cold = node.ask("b").error
         assert isinstance(cold, StoreDown)
         assert cold.retry_after
+    assert node.engine.pool_use().result(PATIENCE).stale_seconds > first
     store.away = False
     wait_until(lambda: not isinstance(cold_ending(node), StoreDown), within_s=PATIENCE)
     assert node.ask("b").tokens
