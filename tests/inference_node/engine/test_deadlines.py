@@ -63,7 +63,7 @@ class Spies:
         resolve, run = Loader.resolve, Runner.run
 
         def spy_resolve(loader: Loader, token: str, *rest: object) -> None:
-            self.resolved.append(token)
+            self.resolved.append(token.partition("#")[0])
             resolve(loader, token, *rest)  # type: ignore[arg-type]
 
         def spy_run(runner: Runner, step: Step) -> list[Drawn]:
