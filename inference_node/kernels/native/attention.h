@@ -1,20 +1,12 @@
-/* One row and one key head over bfloat16 keys and values, sixteen tokens at a time. */
+/* One row over bfloat16 keys and values, block by block: memory is read in the order it lies in. */
 #ifdef NF4_PRODUCTS
 
-enum { TOKENS = 16, MOST_DIM = 128 };
+enum { TOKENS = 16, MOST_DIM = 128, MOST_HEADS = 64 };
 
-/* weights[t] = scale * q . k of sixteen tokens. */
-static inline __attribute__((always_inline)) __m512 scores16(const bf16 *q, const bf16 *const *keys,
-                                                             const int64_t dim, float scale) {
-    __m512 sums[TOKENS];
-    for (int t = 0; t < TOKENS; t++) sums[t] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < dim; i += 32) {
-        __m512bh part = (__m512bh)_mm512_loadu_si512(q + i);
-        for (int t = 0; t < TOKENS; t++)
-            sums[t] =
-                _mm512_dpbf16_ps(sums[t], part, (__m512bh)_mm512_loadu_si512(keys[t] + i));
-    }
-    return _mm512_mul_ps(sums_of_lanes(sums), _mm512_set1_ps(scale));
+/* Ask for a block of the cache before it is read. */
+static inline void foresee(const bf16 *block, int64_t tokens, int64_t stride) {
+    const char *at = (const char *)block, *end = (const char *)(block + tokens * stride);
+    for (; at < end; at += 64) _mm_prefetch(at, _MM_HINT_T0);
 }
 
 /* weights[0 .. tokens] become e^(w - max); the rest of the last sixteen become 0. Their sum. */
@@ -35,38 +27,72 @@ static inline float exponentials(float *weights, int64_t tokens) {
     return _mm512_reduce_add_ps((__m512)total);
 }
 
-/* As attend in typed.h. dim: a multiple of 32, up to MOST_DIM; scratch_tokens: a multiple of 16. */
-static inline __attribute__((always_inline)) void attend_by_sixteen(
-    bf16 *restrict out, const bf16 *restrict q, const bf16 *restrict k, const bf16 *restrict v,
-    int64_t group, const int64_t dim, int64_t token_stride, int64_t block_tokens,
-    const int64_t *restrict blocks, int64_t tokens, float scale, float *restrict weights,
-    int64_t scratch_tokens) {
-    int64_t block = 0, place = 0;
-    for (int64_t from = 0; from < tokens; from += TOKENS) {
-        const bf16 *keys[TOKENS];
-        for (int64_t t = 0; t < TOKENS; t++) {
-            keys[t] = k + (blocks[block] * block_tokens + place) * token_stride;
-            /* Past the context the last token stands in: what lies there is never read. */
-            if (from + t + 1 < tokens && ++place == block_tokens) block++, place = 0;
-        }
-        for (int64_t g = 0; g < group; g++)
-            _mm512_storeu_ps(weights + g * scratch_tokens + from,
-                             scores16(q + g * dim, keys, dim, scale));
+/* weights[head, t] = scale * q[head] . k[t] for up to sixteen tokens of one block. */
+static inline __attribute__((always_inline)) void scores(float *weights, int64_t scratch_tokens,
+                                                         const bf16 *q, const bf16 *k,
+                                                         int64_t kv_heads, int64_t group,
+                                                         const int64_t dim, int64_t stride,
+                                                         int64_t tokens, float scale) {
+    __m512 sums[MOST_HEADS][TOKENS];
+    for (int64_t t = 0; t < TOKENS; t++) {
+        /* Past the context the last token stands in: what lies there is never read. */
+        const bf16 *key = k + (t < tokens ? t : tokens - 1) * stride, *query = q;
+        for (int64_t head = 0; head < kv_heads * group; key += dim)
+            for (int64_t end = head + group; head < end; head++, query += dim) {
+                __m512 sum = _mm512_setzero_ps();
+                for (int64_t i = 0; i < dim; i += 32)
+                    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(query + i),
+                                           (__m512bh)_mm512_loadu_si512(key + i));
+                sums[head][t] = sum;
+            }
     }
-    for (int64_t g = 0; g < group; g++) {
-        float *ws = weights + g * scratch_tokens;
-        vec sums[MOST_DIM / 16] = {0};
-        float total = exponentials(ws, tokens);
-        for (int64_t token = 0, b = 0; token < tokens; token += block_tokens, b++) {
-            const bf16 *vs = v + blocks[b] * block_tokens * token_stride;
-            int64_t count = tokens - token < block_tokens ? tokens - token : block_tokens;
-            for (int64_t t = 0; t < count; t++, vs += token_stride)
-                for (int64_t i = 0; i < dim; i += 16)
-                    sums[i / 16] += ws[token + t] * load16_bf16(vs + i);
-        }
-        for (int64_t i = 0; i < dim; i += 16)
-            store16_bf16(out + g * dim + i, sums[i / 16] / total);
-    }
+    for (int64_t head = 0; head < kv_heads * group; head++)
+        _mm512_storeu_ps(weights + head * scratch_tokens,
+                         _mm512_mul_ps(sums_of_lanes(sums[head]), _mm512_set1_ps(scale)));
 }
-#define BY_SIXTEEN attend_by_sixteen
+
+/* As attend in typed.h, for `kv_heads` key heads side by side. dim: a multiple of 32, up to MOST_DIM;
+ * block_tokens and scratch_tokens: multiples of 16; kv_heads * group <= MOST_HEADS; next: keys that
+ * this thread reads after these, if any.
+ */
+static inline __attribute__((always_inline)) void attend_blocks(
+    bf16 *restrict out, const bf16 *restrict q, const bf16 *restrict k, const bf16 *restrict v,
+    int64_t kv_heads, int64_t group, const int64_t dim, int64_t stride, int64_t block_tokens,
+    const int64_t *restrict blocks, int64_t tokens, float scale, float *restrict weights,
+    int64_t scratch_tokens, const bf16 *next) {
+    vec sums[MOST_HEADS][MOST_DIM / 16];
+    float total[MOST_HEADS];
+    int64_t heads = kv_heads * group, size = block_tokens * stride;
+    for (int64_t from = 0, b = 0; from < tokens; from += block_tokens, b++) {
+        const bf16 *ks = k + blocks[b] * size;
+        int64_t count = tokens - from < block_tokens ? tokens - from : block_tokens;
+        if (from + block_tokens < tokens) foresee(k + blocks[b + 1] * size, block_tokens, stride);
+        foresee(v + blocks[b] * size, count, stride);
+        for (int64_t t = 0; t < count; t += TOKENS)
+            scores(weights + from + t, scratch_tokens, q, ks + t * stride, kv_heads, group, dim,
+                   stride, count - t, scale);
+    }
+    if (next) foresee(next, block_tokens, stride);
+    for (int64_t head = 0; head < heads; head++) {
+        total[head] = exponentials(weights + head * scratch_tokens, tokens);
+        for (int64_t i = 0; i < dim / 16; i++) sums[head][i] = (vec){0};
+    }
+    for (int64_t from = 0, b = 0; from < tokens; from += block_tokens, b++) {
+        const bf16 *vs = v + blocks[b] * size;
+        int64_t count = tokens - from < block_tokens ? tokens - from : block_tokens;
+        for (int64_t head = 0; head < heads; head++) {
+            const bf16 *at = vs + head / group * dim;
+            const float *ws = weights + head * scratch_tokens + from;
+            vec sum[MOST_DIM / 16];
+            for (int64_t i = 0; i < dim / 16; i++) sum[i] = sums[head][i];
+            for (int64_t t = 0; t < count; t++, at += stride)
+                for (int64_t i = 0; i < dim / 16; i++) sum[i] += ws[t] * load16_bf16(at + i * 16);
+            for (int64_t i = 0; i < dim / 16; i++) sums[head][i] = sum[i];
+        }
+    }
+    for (int64_t head = 0; head < heads; head++)
+        for (int64_t i = 0; i < dim / 16; i++)
+            store16_bf16(out + head * dim + i * 16, sums[head][i] / total[head]);
+}
+#define BY_BLOCKS attend_blocks
 #endif

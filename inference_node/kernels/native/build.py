@@ -17,7 +17,16 @@ from pathlib import Path
 import torch
 
 _HERE = Path(__file__).resolve().parent
-_SOURCES = ("kernels.c", "typed.h", "nf4.h", "dense.h", "attention.h", "rows.h", "layer.h")
+_SOURCES = (
+    "kernels.c",
+    "typed.h",
+    "ahead.h",
+    "nf4.h",
+    "dense.h",
+    "attention.h",
+    "rows.h",
+    "layer.h",
+)
 _FLAGS = (
     "-O3",
     "-march=native",

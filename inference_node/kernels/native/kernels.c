@@ -13,9 +13,11 @@
 #include <omp.h>
 static inline int64_t thread_index(void) { return omp_get_thread_num(); }
 static inline int64_t threads(void) { return omp_get_num_threads(); }
+static inline int64_t most_threads(void) { return omp_get_max_threads(); }
 #else
 static inline int64_t thread_index(void) { return 0; }
 static inline int64_t threads(void) { return 1; }
+static inline int64_t most_threads(void) { return 1; }
 #endif
 
 #define RANKS 8 /* ranks of one page: PAGE_RANKS of kernels/lora */
@@ -45,10 +47,17 @@ static inline bf16 bf16_store(float f) {
 }
 
 static inline vec bf16_widen(raw16_bf16 raw) {
+#ifdef __AVX512BF16__ /* Compilers make five instructions of the other line. */
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)raw), 16);
+#else
     return (vec)(__builtin_convertvector(raw, bits16) << 16);
+#endif
 }
 
 static inline raw16_bf16 bf16_narrow(vec v) {
+#ifdef __AVX512BF16__
+    return (raw16_bf16)_mm512_cvtneps_pbh((__m512)v);
+#endif
     bits16 bits = (bits16)v, nan = (bits16)(v != v);
     bits16 rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40u) & nan), raw16_bf16);
@@ -146,6 +155,7 @@ typedef struct {
 #define NARROW bf16_narrow
 #define NAME(f) f##_bf16
 #include "typed.h"
+#include "ahead.h"
 #include "nf4.h"
 #include "dense.h"
 #include "attention.h"

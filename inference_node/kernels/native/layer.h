@@ -27,18 +27,54 @@ typedef struct {
     Routing qkv, o, gate_up, down;
     const bf16 *cos, *sin; /* [rows, dim] */
     const int64_t *slots;  /* [rows] */
+    const int64_t *table, *context; /* [attended, table_width], [attended]: rows attended after */
+    int64_t attended, table_width, block_tokens;
     bf16 *wide, *narrow;   /* scratch: [rows, max(qkv, gate_up)], [rows, max(hidden, inner)] */
     float *h;              /* scratch: [pairs, slices, RANKS] of the largest group */
 } Step;
 
+/* The pages of the tiles that this thread multiplies. */
+static void pages_ahead(Ahead *ahead, const Group *group, const Routing *routing) {
+    int64_t me = thread_index(), all = threads();
+    int64_t first = routing->tiles * me / all, last = routing->tiles * (me + 1) / all;
+    for (int64_t t = first; t < last; t++) {
+        int32_t run = routing->tile[t];
+        for (int32_t pair = routing->first[run]; pair < routing->first[run + 1]; pair++) {
+            int64_t page = routing->page[pair], ranks = RANKS * (int64_t)sizeof(bf16);
+            ahead_add(ahead, group->a + page * group->a_stride,
+                      group->slices * group->product.in * ranks);
+            ahead_add(ahead, group->b + page * group->b_stride, group->product.out * ranks);
+        }
+    }
+}
+
+/* Keys and values of the rows that this thread attends. */
+static void cache_ahead(Ahead *ahead, const Layer *layer, const Step *step) {
+    int64_t stride = layer->kv_heads * layer->dim, size = step->block_tokens * stride;
+    for (int64_t row = thread_index(); row < step->attended; row += threads())
+        for (int64_t from = 0, b = 0; from < step->context[row]; from += step->block_tokens, b++) {
+            int64_t block = step->table[row * step->table_width + b];
+            int64_t left = step->context[row] - from;
+            if (left > step->block_tokens) left = step->block_tokens;
+            ahead_add(ahead, layer->k + block * size, left * stride * (int64_t)sizeof(bf16));
+            ahead_add(ahead, layer->v + block * size, left * stride * (int64_t)sizeof(bf16));
+        }
+}
+
+/* `attended`: the layer whose attention comes next, if it does. */
 static void multiply(const Step *step, const Group *group, const Routing *routing, const bf16 *x,
-                     bf16 *y) {
+                     bf16 *y, const Layer *attended) {
     int64_t in = group->product.in, out = group->product.out;
+    Ahead ahead;
+    ahead_clear(&ahead);
+    pages_ahead(&ahead, group, routing);
+    if (attended) cache_ahead(&ahead, attended, step);
+    nf4_product(&group->product, step->rows, x, y, &ahead);
+    if (!routing->tiles) return;
     shrink_bf16(step->h, x, in, group->a, group->a_stride, group->slices, in, routing);
-    nf4_product(&group->product, step->rows, x, y);
-    if (routing->tiles)
-        expand_add_bf16(y, out, step->h, group->b, group->b_stride, group->slices, group->outs,
-                        routing);
+#pragma omp barrier
+    expand_add_bf16(y, out, step->h, group->b, group->b_stride, group->slices, group->outs,
+                    routing);
 }
 
 /* y = weight * x / rms(x), one row. */
@@ -86,7 +122,7 @@ static void before_attention(const Layer *layer, const Step *step, const bf16 *x
     for (int64_t row = 0; row < step->rows; row++)
         rms_norm(step->narrow + row * hidden, x + row * hidden, layer->norm_before, hidden,
                  layer->eps);
-    multiply(step, &layer->qkv, &step->qkv, step->narrow, step->wide);
+    multiply(step, &layer->qkv, &step->qkv, step->narrow, step->wide, layer);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         const bf16 *made = step->wide + row * width;
@@ -104,7 +140,7 @@ static void before_attention(const Layer *layer, const Step *step, const bf16 *x
 static void after_attention(const Layer *layer, const Step *step, const bf16 *restrict x,
                             const bf16 *restrict attention, bf16 *restrict y) {
     int64_t hidden = layer->hidden, inner = layer->inner;
-    multiply(step, &layer->o, &step->o, attention, y);
+    multiply(step, &layer->o, &step->o, attention, y, 0);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         bf16 *ys = y + row * hidden;
@@ -113,7 +149,7 @@ static void after_attention(const Layer *layer, const Step *step, const bf16 *re
         for (int64_t i = 0; i < hidden; i++) ys[i] = bf16_store(bf16_load(xs[i]) + bf16_load(ys[i]));
         rms_norm(step->narrow + row * hidden, ys, layer->norm_after, hidden, layer->eps);
     }
-    multiply(step, &layer->gate_up, &step->gate_up, step->narrow, step->wide);
+    multiply(step, &layer->gate_up, &step->gate_up, step->narrow, step->wide, 0);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         const bf16 *gate = step->wide + row * 2 * inner, *up = gate + inner;
@@ -121,7 +157,7 @@ static void after_attention(const Layer *layer, const Step *step, const bf16 *re
         for (int64_t i = 0; i < inner; i += 16)
             store16_bf16(product + i, bf16_widen(silu16(load16_bf16(gate + i))) * load16_bf16(up + i));
     }
-    multiply(step, &layer->down, &step->down, step->narrow, step->wide);
+    multiply(step, &layer->down, &step->down, step->narrow, step->wide, 0);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         bf16 *ys = y + row * hidden;

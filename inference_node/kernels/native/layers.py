@@ -71,7 +71,7 @@ class DecoderLayers:
         self._wide = max(first.products[0].out_features, first.products[2].out_features)
         self._narrow = max(self.hidden, first.products[3].in_features)
         self._slices = max(pool.shape.slices for pool in pools)
-        self._step = Step()
+        self._step = Step(block_tokens=k_caches[0].shape[1])
         self._during: tuple[object, ...] = ()
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
         self._h = torch.empty(0)
@@ -82,6 +82,11 @@ class DecoderLayers:
         self._during = (lora, attention)
         step.rows = rows
         step.slots = attention.slots.data_ptr()
+        step.table, step.context = (
+            attention.decode_blocks.data_ptr(),
+            attention.decode_contexts.data_ptr(),
+        )
+        step.attended, step.table_width = attention.decode_blocks.shape
         step.cos = step.sin = None
         if self._scratch.numel() < rows * (self._wide + self._narrow):
             self._scratch = torch.empty(rows * (self._wide + self._narrow), dtype=torch.bfloat16)

@@ -153,7 +153,7 @@ class Library:
             raise ValueError("the caches must be contiguous")
         out = torch.empty_like(q)
         group, tokens = heads // kv_heads, -(-blocks.shape[1] * block_tokens // 16) * 16
-        needed = torch.get_num_threads() * group * tokens
+        needed = torch.get_num_threads() * heads * tokens
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed * 2)
         self._calls["decode_attention", q.dtype](

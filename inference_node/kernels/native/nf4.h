@@ -72,13 +72,18 @@ static inline __attribute__((always_inline)) void nf4_panel(const Product *produ
     }
 }
 
-/* y [rows, out] of x [rows, in]; the threads of the region it is called in share the panels. */
-static void nf4_product(const Product *product, int64_t rows, const bf16 *x, bf16 *y) {
+/* y [rows, out] of x [rows, in]; the threads of the region it is called in share the panels, and ask
+ * for what lies `ahead` meanwhile.
+ */
+static void nf4_product(const Product *product, int64_t rows, const bf16 *x, bf16 *y,
+                        Ahead *ahead) {
     int64_t blocks = product->in / NF4_BLOCK;
     /* Up to twelve rows leave registers for their sums; sixteen are still cheaper than twice eight. */
-    int64_t tiles = rows <= MOST_ROWS ? 1 : (rows + 11) / 12;
+    int64_t tiles = rows <= MOST_ROWS ? 1 : (rows + 11) / 12, panels = product->out / OUTPUTS;
+    int64_t share = ahead->bytes * threads() / panels + 64;
 #pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < product->out / OUTPUTS; panel++) {
+    for (int64_t panel = 0; panel < panels; panel++) {
+        ahead_ask(ahead, share);
         const uint8_t *weight = product->weight + panel * blocks * BLOCK_BYTES;
         const float *scale = product->scale + panel * blocks * OUTPUTS;
         const bf16 *bias = product->bias ? product->bias + panel * OUTPUTS : 0;
@@ -101,6 +106,10 @@ static void nf4_product(const Product *product, int64_t rows, const bf16 *x, bf1
 
 void nf4_linear(const Product *product, int64_t rows, const bf16 *x, bf16 *y) {
 #pragma omp parallel
-    nf4_product(product, rows, x, y);
+    {
+        Ahead nothing;
+        ahead_clear(&nothing);
+        nf4_product(product, rows, x, y, &nothing);
+    }
 }
 #endif

@@ -66,5 +66,7 @@ class Step(ctypes.Structure):
     _fields_ = [
         ("rows", INT),
         *((name, Routing) for name in GROUPS),
-        *((name, PTR) for name in ("cos", "sin", "slots", "wide", "narrow", "h")),
+        *((name, PTR) for name in ("cos", "sin", "slots", "table", "context")),
+        *((name, INT) for name in ("attended", "table_width", "block_tokens")),
+        *((name, PTR) for name in ("wide", "narrow", "h")),
     ]
