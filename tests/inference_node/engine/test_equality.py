@@ -117,10 +117,12 @@ def test_on_the_4_bit_kernel_batching_moves_a_row_less_than_the_kernel_rounds(
     exact float32 on the same tokens. A row on another's adapter is an order beyond it."""
     seen: dict[str, list[torch.Tensor]] = {}
 
-    def spy(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
+    def spy(
+        logits: torch.Tensor, sequences: Rows[Sequence], best: torch.Tensor | None
+    ) -> list[int | None]:
         for row, sequence in zip(logits, sequences, strict=True):
             seen.setdefault(sequence.request.request_id, []).append(row.clone())
-        return sample(logits, sequences)
+        return sample(logits, sequences, best)
 
     def ask(asked: Node, together: bool) -> list[Answer]:
         answers = []
