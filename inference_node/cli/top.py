@@ -27,7 +27,7 @@ from inference_node.errors import NodeError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from inference_node.client import Client, Operator
+    from inference_node.client import Client, Operator, PoolUse
 
 REFRESH = 0.5
 SHOWN = 16
@@ -157,7 +157,7 @@ def _picture(board: Board) -> RenderableType:
     if board.pool is None:
         parts.append("adapters are shown with --admin (LORAPOOL_ADMIN_LISTEN)")
     else:
-        parts += [_pool(board), "", _versions(board, now)]
+        parts += [*_pool(board.pool), "", *_versions(board, now)]
     if board.swaps:
         parts += ["", *_swaps(board, now)]
     return Group(*parts)
@@ -177,28 +177,25 @@ def _head(board: Board, now: float) -> list[str]:
     return [*lines, work]
 
 
-def _pool(board: Board) -> RenderableType:
+def _pool(pool: PoolUse) -> list[RenderableType]:
     from rich.table import Table
 
-    assert board.pool is not None
     table = Table(box=None, pad_edge=False)
     table.add_column("PAGES")
     for name in ("TOTAL", "FREE", "IDLE", "HELD", "PINNED", "HEADROOM"):
         table.add_column(name, justify="right")
-    for group in board.pool.groups:
+    for group in pool.groups:
         numbers = (group.total, group.free, group.idle, group.held, group.pinned, group.headroom)
         table.add_row(group.name, *map(str, numbers))
-    pool = board.pool
-    table.caption = (
+    tiers = (
         f"{pool.resident} on the device, {pool.leases} leases, {pool.fetching} fetched now, "
         f"{pool.waiting} wait for pages; host {pool.host_versions}, "
         f"{pool.host_bytes / 2**20:.0f} of {pool.host_budget / 2**20:.0f} MiB"
     )
-    table.caption_justify = "left"
-    return table
+    return [table, tiers]
 
 
-def _versions(board: Board, now: float) -> RenderableType:
+def _versions(board: Board, now: float) -> list[RenderableType]:
     from rich.table import Table
 
     rates = dict(board.hottest(now))
@@ -223,9 +220,8 @@ def _versions(board: Board, now: float) -> RenderableType:
             f"{rate:.1f}" if rate else "",
         )
     if len(hot) > SHOWN:
-        table.caption = f"and {len(hot) - SHOWN} more: inference-node adapters ls"
-        table.caption_justify = "left"
-    return table
+        return [table, f"and {len(hot) - SHOWN} more: inference-node adapters ls"]
+    return [table]
 
 
 def _swaps(board: Board, now: float) -> list[str]:

@@ -70,6 +70,7 @@ def test_one_look_is_one_document(scene: Scene, run: Run) -> None:
 def test_one_look_is_one_picture(scene: Scene, run: Run) -> None:
     shown = run("top", "--once", "--seconds", "0.3", *scene.options()).out
     assert "v1 (3)" in shown
+    assert "1 on the device, 0 leases, 0 fetched now, 0 wait for pages; host 2, 0 of 0 MiB" in shown
     assert "device" in shown
 
 

@@ -22,7 +22,7 @@ from tests.inference_node.conftest import StartTiny
 from tests.inference_node.harness import Node
 from tests.inference_node.tiny import make_adapter
 
-KEYS = [f"customer-{n}" for n in range(40)]
+KEYS = [f"customer-{n}" for n in range(24)]
 WEIGHTS = {"v1": 3, "v2": 1}
 
 
