@@ -8,7 +8,7 @@ SEED   ?= 0
 TIME   ?= 1800
 ROWS   ?=
 
-.PHONY: help setup demo test test-store test-minio lint protos up down bench bench-store chaos fuzz clean
+.PHONY: help setup demo test test-store test-minio lint protos up down bench bench-gpu bench-store chaos fuzz clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
 
@@ -53,6 +53,9 @@ down: $(STAMP) ## stop what `make up` started
 
 bench: setup ## the engine's figures beside PEFT, vLLM and llama.cpp (VLLM_PYTHON=, LLAMA_SERVER=)
 	$(BIN)/python -m benchmarks.cpu
+
+bench-gpu: setup ## the GPU path checked and measured on the card at hand, in 8 minutes
+	$(BIN)/python -m benchmarks.gpu
 
 bench-store: setup ## the adapter store beside plain boto3, and 10,000 adapters
 	$(BIN)/python -m benchmarks.store

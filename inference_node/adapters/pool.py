@@ -7,6 +7,9 @@ list can raise, but it cannot serve another tenant's weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -49,6 +52,7 @@ class AdapterPool:
             for group in modules.groups
         )
         self._stamps = [[0] * (pages + 1) for _ in modules.groups]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def claim(self, staged: Resident) -> None:
         """Mark a version's pages as its own, before they are written."""
@@ -57,13 +61,34 @@ class AdapterPool:
                 self._stamps[group][page] = staged.stamp
 
     def write(self, staged: Resident, host: HostAdapter) -> None:
-        """Fill a version's pages. It is not resident yet, so no step reads them meanwhile."""
-        for pool, pages, group in zip(self.groups, staged.pages, host.groups, strict=True):
-            if group is None:
-                continue
-            for page, a, b in zip(pages, group.a, group.b, strict=True):
-                _copy(a, pool.a[page])
-                _copy(b, pool.b[page])
+        """Fill a version's pages. It is not resident yet, so no step reads them meanwhile.
+
+        Returns when the device has them.
+        """
+        with self._copies():
+            for pool, pages, group in zip(self.groups, staged.pages, host.groups, strict=True):
+                if group is None:
+                    continue
+                for page, a, b in zip(pages, group.a, group.b, strict=True):
+                    _copy(a, pool.a[page])
+                    _copy(b, pool.b[page])
+
+    @contextmanager
+    def _copies(self) -> Iterator[None]:
+        """Copies to the device run beside the steps, on a stream of their own.
+
+        They begin when every step that was launched before has ended, for one of these may still
+        read the pages for the version that had them; the thread waits until they are done.
+        """
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.default_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            yield
+            done = torch.cuda.Event(blocking=True)
+            done.record()
+        done.synchronize()
 
     def wipe(self, staged: Resident) -> None:
         """Fill a version's pages with zeros, before anybody else is given them.
@@ -98,4 +123,4 @@ def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
     if target.device.type == "cpu":
         np.copyto(target.view(torch.uint8).numpy(), source.view(torch.uint8).numpy())
     else:
-        target.copy_(source)
+        target.copy_(source, non_blocking=True)

@@ -78,6 +78,7 @@ class NodeSettings(BaseSettings):
     """On CPU, `native`: in C, compiled at the first start. `reference`: in torch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     pool_mb: int = Field(default=_ENGINE.pool_bytes // MIB, ge=1)
+    resident_mb: int = Field(default=_ENGINE.resident_bytes // MIB, ge=0)
     """Device memory for adapters, MiB."""
     host_mb: int = Field(default=_ENGINE.host_bytes // MIB, ge=0)
     """Host memory for verified adapters, MiB."""
@@ -127,6 +128,7 @@ class NodeSettings(BaseSettings):
             kernels=self.kernels,
             dtype=self.dtype,
             pool_bytes=self.pool_mb * MIB,
+            resident_bytes=self.resident_mb * MIB,
             host_bytes=self.host_mb * MIB,
             kv_tokens=self.kv_tokens,
             prefix_cache=self.prefix_cache,

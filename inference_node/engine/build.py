@@ -96,6 +96,8 @@ def load_model(config: EngineConfig) -> Model:
     """
     base = load_base(config)
     decoder = Decoder(base, linears=config.linears, backend=_backend(config, base))
+    if config.resident_bytes:
+        decoder.write_out(budget=config.resident_bytes, timings=default_cache_dir() / "timings")
     return Model(decoder, Tokenizer(str(checkpoint_folder(config.base_model))))
 
 

@@ -7,6 +7,7 @@ which are the new tokens of many sequences laid end to end in one row of a [1, r
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from inference_node.kernels.lora import GroupPool
 from inference_node.kernels.native import Library
 from inference_node.kernels.paged_attention import AttentionPlan
 from inference_node.kernels.quant4 import (
+    GemmLinear,
     NativeLinear,
     dense_linear,
     describe,
+    dispatch_for,
     fits,
     nf4_linear,
     stacked,
@@ -82,6 +85,8 @@ class Decoder:
         self.base = base
         self.backend = backend
         self.module_map = base.traced.modules
+        self._linears: list[nn.Module] = []
+        """What computes each group of each layer, without adapters."""
         self._step = StepLora(backend)
         self._cache = _PagedCache(backend, base.traced.attention)
         self.base_bytes_bf16 = _bf16_bytes(base.model)
@@ -142,6 +147,30 @@ class Decoder:
         self._step.bind(pools)
         self._fuse()
 
+    @property
+    def caches(self) -> tuple[torch.Tensor, ...]:
+        """Keys and values of every layer, [blocks, block_tokens, kv_heads, head_dim] each."""
+        return (*self._cache.k, *self._cache.v)
+
+    @property
+    def pools(self) -> tuple[GroupPool, ...]:
+        """What `bind_pool` fixed."""
+        return self._step.pools
+
+    def write_out(self, *, budget: int, timings: Path) -> None:
+        """On CUDA in bfloat16: keep up to `budget` bytes of weights written out, where that wins.
+
+        What wins is measured once a card, and kept in the folder `timings`.
+        """
+        linears = [made for made in self._linears if isinstance(made, GemmLinear)]
+        if not linears or self.base.dtype is not torch.bfloat16:
+            return
+        chosen = dispatch_for(linears, budget=budget, folder=timings)
+        for linear in linears:
+            linear.write_out(chosen)
+        shapes = ", ".join(f"{s.out_features}x{s.in_features}" for s in sorted(chosen.written_out))
+        self._kernel += f", {shapes or 'none'} in bfloat16 too"
+
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits of the wanted rows, [sampled, vocab] float32; caches new keys and values."""
@@ -176,7 +205,7 @@ class Decoder:
 
     def _replace_linears(self, linears: str) -> None:
         model = self.base.model
-        made: list[nn.Module] = []
+        made = self._linears
         for layer in range(self.module_map.layers):
             for index, group in enumerate(self.module_map.groups):
                 paths = [self.module_map.path(layer, tail) for tail in group.tails]

@@ -56,7 +56,9 @@ Record = Callable[[Step], tuple[Replay, Decoded]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Captured:
+class Captured:
+    """A step that can be run again."""
+
     step: StaticBatch
     replay: Replay
     out: Decoded
@@ -93,7 +95,7 @@ class DecodeGraphs:
     def __init__(self, forward: Callable[[ForwardBatch], torch.Tensor], record: Record) -> None:
         self._forward = forward
         self._record = record
-        self._captured: dict[tuple[int, bool], _Captured] = {}
+        self._captured: dict[tuple[int, bool], Captured] = {}
 
     @property
     def count(self) -> int:
@@ -109,7 +111,7 @@ class DecodeGraphs:
                 for lora in (True, False):
                     step = StaticBatch(rows, sizes, lora=lora, device=device)
                     replay, out = self._record(partial(self._step, step.batch))
-                    self._captured[rows, lora] = _Captured(step, replay, out)
+                    self._captured[rows, lora] = Captured(step, replay, out)
         except Exception as error:
             log.warning(
                 "%d of %d decode steps are captured, others run uncaptured: %s",
@@ -117,6 +119,10 @@ class DecodeGraphs:
                 2 * len(buckets),
                 error,
             )
+
+    def held(self, rows: int, *, lora: bool) -> Captured:
+        """The captured step of just so many rows. Raises KeyError when there is none."""
+        return self._captured[rows, lora]
 
     def run(self, rows: Sequence[DecodeRow]) -> Decoded | None:
         """One step; None when no captured step holds it."""

@@ -55,11 +55,12 @@ class StaticBatch:
         size = max(start + _bytes(kind, shape) for start, kind, shape in self._fields.values())
         pinned = device.type == "cuda"
         self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
-        self._device = torch.zeros(size, dtype=torch.uint8, device=device)
+        self.on_device = torch.zeros(size, dtype=torch.uint8, device=device)
+        """All inputs in one piece; `batch` is views of it."""
         self._arrays = {
             name: view.numpy() for name, view in _views(self._host, self._fields).items()
         }
-        self.batch = self._batch(_views(self._device, self._fields))
+        self.batch = self._batch(_views(self.on_device, self._fields))
         self.fill([])
         self.send()
 
@@ -93,7 +94,7 @@ class StaticBatch:
 
         The host side may be filled again once the step that reads it has ended.
         """
-        self._device.copy_(self._host, non_blocking=True)
+        self.on_device.copy_(self._host, non_blocking=True)
 
     def _batch(self, on: Mapping[str, torch.Tensor]) -> ForwardBatch:
         sizes = self.sizes
@@ -122,7 +123,7 @@ class StaticBatch:
             for group in range(sizes.groups)
             if self.lora
         )
-        every = torch.arange(self.rows, device=self._device.device)
+        every = torch.arange(self.rows, device=self.on_device.device)
         lora = LoraPlan(groups, ()) if self.lora else None
         return ForwardBatch(on["token_ids"], on["positions"], attention, lora, every)
 

@@ -12,6 +12,8 @@ from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 
+from inference_node.kernels.quant4.cuda import GemmLinear
+
 _ROWS_AT_A_TIME = 32
 """Rows of a weight that the AVX512 kernel packs together."""
 _FEW_ROWS = 64
@@ -62,9 +64,11 @@ class PackedLinear(nn.Module):
 def nf4_linear(linear: Linear4bit) -> nn.Module:
     """`linear` on bitsandbytes' kernel; it may be repacked and must not be used again.
 
-    Without AVX512-BF16 that is the module itself, whose forward finds the operator of its device.
+    On a CPU without AVX512-BF16 that is the module itself, whose forward finds the operator.
     """
     device, state = linear.weight.device, getattr(linear.weight, "quant_state", None)
+    if device.type == "cuda" and state is not None and not state.nested:
+        return GemmLinear(linear)
     direct = (
         device.type == "cpu"
         and state is not None

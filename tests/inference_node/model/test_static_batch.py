@@ -124,7 +124,7 @@ def test_addresses_stay_where_they_are_and_every_one_suits_a_wide_load() -> None
     static.fill(step_of(5, 1))
     static.send()
     assert [tensor.data_ptr() for tensor in tensors()] == before
-    start = static._device.data_ptr()
+    start = static.on_device.data_ptr()
     assert all((address - start) % 16 == 0 for address in before)
 
 

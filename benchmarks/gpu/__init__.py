@@ -1,0 +1,1 @@
+"""The GPU figures: `python -m benchmarks.gpu`, or `make bench-gpu`."""
