@@ -19,6 +19,7 @@ from benchmarks.gpu.node import Node
 from benchmarks.gpu.peft_peer import beside_peft
 from benchmarks.gpu.results import Figure, Results
 from benchmarks.gpu.sizes import SIZES
+from benchmarks.gpu.swaps import swaps
 from inference_node.kernels.backend import choose
 from inference_node.kernels.quant4 import Dispatch, GemmLinear
 from inference_node.kernels.quant4.dispatch import ROWS
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace, *, about: dict[str, Any]) -> int:
         "idle": (partial(rows.idle_share, node, clock), 10),
         "own linears": (partial(rows.own_linears, node, clock, dispatch), 40),
         "capacity": (partial(rows.capacity, node, clock), 30),
+        "swaps": (partial(swaps, node, clock), 70),
         "peft": (partial(beside_peft, node, clock), 90),
     }
     wanted = options.rows.split(",") if options.rows else list(measured)

@@ -24,6 +24,7 @@ ROWS = {
     "idle",
     "own linears",
     "capacity",
+    "swaps",
     "peft",
 }
 ABSENT = ("grpc", "google", "pydantic", "boto3", "botocore", "redis", "cryptography")
