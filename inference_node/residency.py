@@ -65,11 +65,14 @@ class LoadedVersion:
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """A version has left the device; its host copy may stay."""
+    """A version has left the device; its host copy may stay.
+
+    Where another adapter serves the very same content the pages stay for it.
+    """
 
     served: Served
     failed_requests: int
-    """Requests that were ended for it; none unless it was forced."""
+    """Requests of this adapter that were ended for it; none unless it was forced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,3 +72,7 @@ class Resident:
         """Remember a reference that means this version."""
         self.known_as.pop((entry.adapter, entry.label), None)
         self.known_as[entry.adapter, entry.label] = entry
+
+    def disown(self, adapter: str) -> None:
+        """Forget what an adapter called it."""
+        self.known_as = {name: entry for name, entry in self.known_as.items() if name[0] != adapter}

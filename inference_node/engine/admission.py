@@ -173,12 +173,21 @@ class Admission:
         entry = next(reversed(resident.known_as.values()))
         self.arrivals.bring_back(entry, host, names, claims)
 
-    def unload(self, held: Resident) -> None:
-        """Refuse a version to new requests; its pages are free once those that hold it end."""
+    def unload(self, held: Resident, adapter: str) -> bool:
+        """Take a version out of service under one adapter; whether another one keeps it.
+
+        Unless one of equal content does, new requests are refused the version, and its pages are
+        free once those that hold it end.
+        """
+        if any(entry.adapter != adapter for entry in self.names.served_by(held.key)):
+            self.names.leave((held.key.tenant, adapter), held.key)
+            held.disown(adapter)
+            return True
         if held.state is Residency.RESIDENT:
             self._slots.drain(held.key)
             self.names.tell_watcher()
             self.arrivals.stage()
+        return False
 
     def on_event(self, event: LoaderEvent) -> None:
         """Act on what a worker thread reports."""

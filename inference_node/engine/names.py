@@ -73,6 +73,12 @@ class Names:
         if current is not None and current.gen <= gen:
             self._forget(name)
 
+    def leave(self, name: Name, key: VersionKey) -> None:
+        """Serve nothing under the name, if it is this version, until it is asked for again."""
+        current = self._slots.serving(*name)
+        if current is not None and current.key == key:
+            self._forget(name)
+
     def tell_watcher(self) -> None:
         """Which names are served; evictions may have ended some of it."""
         entries = (self._slots.serving(*name) for name in self._slots.served_names())

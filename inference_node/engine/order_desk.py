@@ -40,6 +40,12 @@ class _Draining:
     held: Resident
     served: Served
     failed: int
+    shared: bool
+    """Another adapter of equal content keeps the pages: this one alone is out of service."""
+
+    def holders(self, requests: Collection[Sequence]) -> int:
+        """Requests of this adapter that still hold the version."""
+        return sum(_holds(request, self.held, self.served.adapter) for request in requests)
 
 
 class OrderDesk:
@@ -92,14 +98,15 @@ class OrderDesk:
         now = self._clock()
         for draining in list(self._draining):
             order, held = draining.order, draining.held
-            if held.state is Residency.FREED:
+            left = draining.holders(self._requests())
+            if held.state is Residency.FREED or (draining.shared and not left):
                 self._draining.remove(draining)
                 order.finish(Unloaded(draining.served, draining.failed))
             elif order.deadline is not None and order.deadline <= now:
                 self._draining.remove(draining)
                 order.fail(
                     DeadlineExpired(
-                        f"{held.leases} requests still hold {draining.served.adapter}; no new one "
+                        f"{left} requests still hold {draining.served.adapter}; no new one "
                         "gets it, and its pages are free once they end",
                         hint="unload it by force to end them",
                     )
@@ -128,7 +135,8 @@ class OrderDesk:
             assert not order.answer.done() or order.answer.cancelled(), "answered, and kept"
             assert order.deadline is not None, "it may wait for ever"
         for draining in self._draining:
-            assert draining.held.state in (Residency.DRAINING, Residency.FREED)
+            gone = draining.held.state in (Residency.DRAINING, Residency.FREED)
+            assert gone or draining.shared, "it is in service"
         for claim in self._loading.values():
             self._admission.check_claim(claim)
 
@@ -207,9 +215,9 @@ class OrderDesk:
             raise _not_loaded(ref)
         if not order.begin():
             return
-        served = self._census.resident(held).served
-        self._admission.unload(held)
-        holders = [s for s in self._requests() if s.lease is held] if order.force else []
+        served = self._served_as(ref, held)
+        shared = self._admission.unload(held, ref.adapter)
+        holders = [s for s in self._requests() if order.force and _holds(s, held, served.adapter)]
         for sequence in holders:
             self._fail(
                 sequence,
@@ -219,7 +227,7 @@ class OrderDesk:
                     retry_after=1.0,
                 ),
             )
-        self._draining.append(_Draining(order, held, served, len(holders)))
+        self._draining.append(_Draining(order, held, served, len(holders), shared))
         self.tick()
 
     def _resident(self, ref: AdapterRef) -> Resident | None:
@@ -234,6 +242,11 @@ class OrderDesk:
 
     def _leaving(self, ref: AdapterRef) -> Resident | None:
         return self._known(ref, Residency.DRAINING) if ref.pinned else None
+
+    def _served_as(self, ref: AdapterRef, held: Resident) -> Served:
+        """The version by the adapter that was named: another may have the same content."""
+        own = [entry.served for entry in held.known_as.values() if entry.adapter == ref.adapter]
+        return own[-1] if own else self._census.resident(held).served
 
     def _known(self, ref: AdapterRef, state: Residency) -> Resident | None:
         """Of the versions known by this reference the newest."""
@@ -263,6 +276,11 @@ def _is_known(held: Resident, ref: AdapterRef) -> bool:
         and (entry.label == ref.label if ref.label else entry.key.vdig == ref.vdig)
         for entry in held.known_as.values()
     )
+
+
+def _holds(request: Sequence, held: Resident, adapter: str) -> bool:
+    entry = request.entry
+    return request.lease is held and entry is not None and entry.adapter == adapter
 
 
 def _not_loaded(ref: AdapterRef) -> AdapterNotLoaded:

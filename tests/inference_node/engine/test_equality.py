@@ -1,4 +1,7 @@
-"""Exactness: what a mixed batch answers is what each adapter answers alone."""
+"""Exactness: what a mixed batch answers is what each adapter answers alone, and as PEFT does.
+
+vllm#10798: for the same adapter vLLM's output was not PEFT's.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ import pytest
 import torch
 
 from adapter_store.memory import MemoryStore
+from inference_node.adapters.pool import AdapterPool
 from inference_node.config import EngineConfig
 from inference_node.engine import runner as runner_module
 from inference_node.engine.sampler import sample
 from inference_node.engine.sequence import Sequence
+from inference_node.kernels.lora import SlotPages
 from inference_node.request import Sampling
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.engine.oracle import Oracle
@@ -63,6 +68,22 @@ def test_every_row_of_a_mixed_batch_answers_as_peft_does_alone(
     for name, prompt, answer in asked:
         assert answer.completed.served.adapter == name
         assert answer.token_ids == oracle.greedy(name, prompt, TOKENS), name or "base"
+    node.settle()
+
+
+def test_vllm_10798_control_a_scale_that_is_left_out_is_not_peft_s_answer(
+    exact_node: tuple[Node, Oracle, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, oracle, names = exact_node
+    prompt = node.engine.tokenizer.encode("What do you think of rain in the morning?")
+    expected = oracle.greedy(names[0], prompt, TOKENS)
+    assert node.ask(names[0], prompt, tokens=TOKENS).tokens == expected
+    monkeypatch.setattr(
+        AdapterPool, "routing", lambda _, held: SlotPages(held.pages, 1.0, held.stamp)
+    )
+    assert node.ask(names[0], prompt[1:], tokens=TOKENS).tokens != oracle.greedy(
+        names[0], prompt[1:], TOKENS
+    )
     node.settle()
 
 

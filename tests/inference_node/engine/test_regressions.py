@@ -7,6 +7,10 @@ sglang#8263  a re-used name reached, or evicted, another version's buffer
 sglang#23141 adapters and a base request in one batch stopped the scheduler
 flashinfer#942  a NaN left in a re-used KV page reached other requests
 vllm#11077   only as many adapters as there were slots were ever answered
+
+Of adapters that leave, come back or fit nothing, in test_leaving_regressions.py: vllm#42125,
+vllm#54839, vllm#34186 and dynamo#8053. Where an answer is not PEFT's, in test_equality.py (and
+test_families.py, test_peft_configs.py): vllm#10798.
 """
 
 from __future__ import annotations
