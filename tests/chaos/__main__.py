@@ -3,8 +3,8 @@
 Each row runs in a process of its own, at most two at a time; one whose figures are times runs
 alone, at the end. Exits with 1 when a promise was broken, a control was missed, or a row failed
 to run. Results go to benchmarks/results/chaos.json, those of the service edge to edge.json beside
-it; with --rows the other rows' earlier entries stay there, each marked as kept. --out puts all into
-one file.
+it; with --rows the other rows' earlier entries stay there, each with its date and what it ran on.
+--out puts all into one file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ PACKAGES = (
     "PyJWT",
     "cryptography",
 )
+_ABOUT = ("machine", "versions")
 
 
 def main() -> int:
@@ -112,6 +114,7 @@ def _run_one(row: Entry, scale: float, seed: int, out: Path) -> int:
                 **found.as_json(),
                 "title": row.title,
                 "holds": found.holds,
+                "date": datetime.now(UTC).date().isoformat(),
                 "scale": scale,
                 "seconds": seconds,
                 "replay": _replay(row, scale, seed),
@@ -159,23 +162,29 @@ def _in_process(row: Entry, scale: float, seed: int, folder: Path) -> dict[str, 
 
 
 def _kept(out: Path, chosen: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Earlier entries of rows that did not run now."""
+    """Earlier entries of rows that did not run now, each saying what it ran on."""
     try:
-        earlier = json.loads(out.read_text())["rows"]
+        earlier = json.loads(out.read_text())
+        rows = earlier["rows"]
     except (OSError, ValueError, KeyError):
         return []
     ran = {one.id for one in chosen}
-    return [{**row, "kept": True} for row in earlier if row["id"] not in ran]
+    about = {name: earlier[name] for name in _ABOUT if name in earlier}
+    return [{**about, **row, "kept": True} for row in rows if row["id"] not in ran]
 
 
 def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """What a row ran on is said once for all, unless it is another than now."""
     order = {one.id: place for place, one in enumerate(ROWS)}
-    rows = sorted(rows, key=lambda row: order.get(row["id"], len(order)))
     about = machine()
     versions = {**about.pop("versions"), **{name: version(name) for name in PACKAGES}}
-    value = {"machine": about, "versions": versions, "rows": rows}
+    now = {"machine": about, "versions": versions}
+    rows = [
+        {key: found for key, found in row.items() if key not in _ABOUT or found != now[key]}
+        for row in sorted(rows, key=lambda row: order.get(row["id"], len(order)))
+    ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(value, indent=2) + "\n")
+    out.write_text(json.dumps({**now, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -140,22 +140,22 @@ class Tattooist:
         table[:, 0] = 0.0
         self._directions = torch.nn.functional.normalize(table, dim=1)  # [tokens, hidden]
 
-    def make(self, folder: Path, mark: Mark, *, rank: int = 16) -> Path:
-        """An adapter folder as peft writes it."""
+    def make(self, folder: Path, mark: Mark, *, rank: int = 16, scale: int = 1) -> Path:
+        """An adapter folder as peft writes it. With a `scale`, a power of two, B lacks it."""
         assert 2 <= rank <= MAX_RANK
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for path, (a, b) in self._factors(mark, rank).items():
             name = f"base_model.model.model.layers.{path}_proj"
             tensors[f"{name}.lora_A.weight"] = a.to(torch.bfloat16).contiguous()
-            tensors[f"{name}.lora_B.weight"] = b.to(torch.bfloat16).contiguous()
+            tensors[f"{name}.lora_B.weight"] = (b / scale).to(torch.bfloat16).contiguous()
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": "tattoo",
             "r": rank,
-            "lora_alpha": rank,
+            "lora_alpha": rank * scale,
             "lora_dropout": 0.0,
             "bias": "none",
             "target_modules": [f"{leaf}_proj" for leaf in ("v", "o", "gate", "up", "down")],
