@@ -59,7 +59,6 @@ def test_a_hundred_requests_for_one_cold_adapter_fetch_it_once(
     start_tiny: StartTiny, store: TroubledStore, tmp_path: Path
 ) -> None:
     assert hundred_for_one(start_tiny(store), store, tmp_path) == 1
-    assert store.logs <= 12, "and look it up a few times, not a hundred"
 
 
 def test_control_without_single_flight_it_is_fetched_again_and_again(
