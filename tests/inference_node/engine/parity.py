@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from inference_node.config import EngineConfig
-from inference_node.engine.runner import Runner
+from inference_node.engine.runner import Drawn, Runner
 from inference_node.engine.scheduler import Step
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
@@ -38,11 +38,10 @@ class Logits:
             self._last = forward(decoder, batch).clone()
             return self._last.clone()
 
-        def see_run(runner: Runner, step: Step) -> object:
-            sampling = [item.sequence for item in step.work if item.samples]
+        def see_run(runner: Runner, step: Step) -> list[Drawn]:
             drawn = run(runner, step)
-            for row, sequence in zip(self._last, sampling, strict=True):
-                self.rows.setdefault(sequence.request.request_id, []).append(row)
+            for row, one in zip(self._last, drawn, strict=True):
+                self.rows.setdefault(one.sequence.request.request_id, []).append(row)
             return drawn
 
         patch.setattr(Decoder, "forward", see_forward)
