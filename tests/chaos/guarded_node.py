@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -16,12 +17,12 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from adapter_store.errors import NotFound
 from adapter_store.memory import MemoryStore
+from adapter_store.objects import ListPage
 from adapter_store.reader import Reader
 from adapter_store.validate import read_adapter_dir
-from inference_node.adapters.outcomes import as_node_error
 from inference_node.config import EngineConfig
+from inference_node.engine.loop import EngineLoop
 from inference_node.model.default_base import ensure_default_base
 from inference_node.pb.lorapool.v1 import adapters_pb2 as adapters
 from inference_node.pb.lorapool.v1 import catalog_pb2 as catalog
@@ -33,7 +34,6 @@ from tests.inference_node.rpc.authority import Authority
 from tests.inference_node.rpc.issuer import Ed25519PrivateKey, Issuer
 from tests.inference_node.rpc.rpcs import every_rpc
 from tests.inference_node.rpc.running_node import CONFIG, running_server
-from tests.inference_node.rpc.scripted_control import ScriptedControl, version
 from tests.inference_node.tiny import make_adapter, make_checkpoint
 
 HIDDEN = 8
@@ -124,21 +124,29 @@ class Answer:
         return Answer(self.code, self.text.replace(before, after), trailers)
 
 
+class DistantStore(MemoryStore):
+    """Takes `delay` seconds more for a listing, as one beyond a network would."""
+
+    delay = 0.0
+
+    def list(
+        self, prefix: str, *, delimiter: str = "", limit: int = 1000, token: str | None = None
+    ) -> ListPage:
+        time.sleep(self.delay)
+        return super().list(prefix, delimiter=delimiter, limit=limit, token=token)
+
+
 @dataclass
 class Guarded:
     """A node that asks for credentials, and a connection for each certificate."""
 
     issuer: Issuer
+    store: DistantStore
     channels: Mapping[tuple[Certificate, bool], grpc.Channel]
     """By certificate and whether it goes to the operators' address."""
-    submitted: list[str]
-    """Ids of the requests that reached the engine."""
-    control: ScriptedControl
-
-    @property
-    def reached(self) -> int:
-        """How many calls the gate has let through to the engine."""
-        return len(self.submitted) + len(self.control.orders)
+    reload: Callable[[str, str], Future[Any]]
+    asked: list[str]
+    """What the gate has let through to the engine."""
 
     def call(
         self,
@@ -152,6 +160,9 @@ class Guarded:
         token = credential.token(self.issuer) if credential.token else ""
         metadata = [("authorization", f"Bearer {token}")] if token else []
         channel = self.channels[credential.certificate, case.admin]
+        if case.admin:
+            # An order finds it there, whatever the last one did.
+            self.reload(TENANT, ADAPTER).result(PATIENCE)
         try:
             body = _first(channel, path, method, case.ask(tenant, adapter), metadata)
         except grpc.RpcError as error:
@@ -173,9 +184,9 @@ def guarded_node(folder: Path) -> Iterator[Guarded]:
         kv_tokens=4096,
         max_context=512,
     )
-    store = MemoryStore()
+    store = DistantStore()
     node = start_node(config, store)
-    submitted = _count(node)
+    reload, asked = node.engine.preload, _count(node.engine)
     _publish(node, folder / "adapter")
     authority, issuer = Authority(folder / "tls"), Issuer(folder / "jwks.json")
     issuer.keys[REVOKED] = Ed25519PrivateKey.generate()
@@ -189,9 +200,10 @@ def guarded_node(folder: Path) -> Iterator[Guarded]:
         auth=AuthConfig(tokens=issuer.rules, identities=identities),
     )
     with ExitStack() as stack:
-        control = KnownAdapters()
         doors = stack.enter_context(
-            running_server(node.engine, server, open_reader=lambda: Reader(store), control=control)
+            running_server(
+                node.engine, server, open_reader=lambda: Reader(store), control=node.engine
+            )
         )
         foreign = Authority(folder / "foreign")
         channels = {}
@@ -204,37 +216,25 @@ def guarded_node(folder: Path) -> Iterator[Guarded]:
             for admin, port in ((False, doors.port), (True, doors.admin_port)):
                 channel = grpc.secure_channel(f"127.0.0.1:{port}", credentials)
                 channels[certificate, admin] = stack.enter_context(channel)
-        yield Guarded(issuer, channels, submitted, control)
+        yield Guarded(issuer, store, channels, reload, asked)
 
 
-class KnownAdapters(ScriptedControl):
-    """ADAPTER and one of another tenant are on the node, and there is no other."""
+def _count(engine: EngineLoop) -> list[str]:
+    """What the engine is asked from now on."""
+    asked: list[str] = []
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.loaded = (version(ADAPTER, tenant=TENANT), version("sailor", tenant="other"))
+    def counted(name: str) -> Callable[..., Any]:
+        method = getattr(engine, name)
 
-    def _order(
-        self, what: str, tenant: str, ref: str, *rest: Any, **options: object
-    ) -> Future[Any]:
-        if ref == ADAPTER:
-            return super()._order(what, tenant, ref, *rest, **options)
-        self.orders.append((what, tenant, ref))
-        ended: Future[Any] = Future()
-        ended.set_exception(as_node_error(NotFound("there is none"), ref))
-        return ended
+        def count(*arguments: Any, **options: Any) -> Any:
+            asked.append(name)
+            return method(*arguments, **options)
 
+        return count
 
-def _count(node: Node) -> list[str]:
-    submitted: list[str] = []
-    submit = node.engine.submit
-
-    def counted(request: Any, on_event: Any) -> None:
-        submitted.append(request.request_id)
-        submit(request, on_event)
-
-    node.engine.submit = counted  # type: ignore[method-assign]
-    return submitted
+    for name in ("submit", "preload", "pin", "unpin", "unload"):
+        setattr(engine, name, counted(name))
+    return asked
 
 
 def _publish(node: Node, folder: Path) -> None:
