@@ -125,6 +125,7 @@ class Systems:
             return
         self.running[name] = worker
         preloaded = [Path(one).name for one in found]
+        settings["base"] = self.base.name
         self.versions[name] = {**worker.facts, **settings, "preloaded": preloaded}
 
     def start_llamacpp(self) -> None:
