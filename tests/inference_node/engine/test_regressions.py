@@ -26,10 +26,13 @@ from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter
+from inference_node.engine.runner import Runner
+from inference_node.engine.scheduler import Step
 from inference_node.errors import EngineFailure
 from inference_node.kernels.lora import SlotPages
+from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
-from inference_node.request import Completed
+from inference_node.request import Completed, Failed
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.harness import Node
 from tests.inference_node.step_audit import StepAudit
@@ -241,6 +244,25 @@ def test_sglang_23141_base_rows_and_many_adapters_share_a_batch(
         assert answer.tokens == truth[name]
 
 
+def test_sglang_23141_control_a_scheduler_that_counts_the_base_as_an_adapter_is_seen(
+    start_tiny: StartTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = small_node(start_tiny)
+    names = publish_many(node, tmp_path, 3)
+    answers_alone(node, names)
+    batch = Runner.batch
+
+    def counting(runner: Runner, step: Step) -> ForwardBatch:
+        held = {item.sequence.lease for item in step.work}
+        assert len(held) <= len(names), "more adapters than slots"
+        return batch(runner, step)
+
+    monkeypatch.setattr(Runner, "batch", counting)
+    # Long enough for all of them to share a step.
+    asked = [node.ask(name, tokens=200) for name in ["", *names]]
+    assert any(isinstance(answer.wait().events[-1], Failed) for answer in asked)
+
+
 def test_vllm_11077_more_adapters_than_the_pool_holds_are_all_answered(
     start_tiny: StartTiny, tmp_path: Path
 ) -> None:
@@ -251,6 +273,17 @@ def test_vllm_11077_more_adapters_than_the_pool_holds_are_all_answered(
     for name, answer in asked:
         assert answer.tokens == truth[name]
     node.settle()
+
+
+def test_vllm_11077_control_a_pool_that_lets_nobody_go_is_seen(
+    start_tiny: StartTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = small_node(start_tiny, pages=3)
+    names = publish_many(node, tmp_path, 6)
+    monkeypatch.setattr(SlotTable, "_idle", lambda self: [])
+    asked = [node.ask(name, deadline_in=3.0) for name in names]
+    answered = [isinstance(answer.wait().events[-1], Completed) for answer in asked]
+    assert 0 < sum(answered) < len(names)
 
 
 def test_loading_a_version_twice_gives_bit_equal_pages(
