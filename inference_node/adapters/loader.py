@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ from inference_node.adapters.outcomes import as_node_error, is_permanent
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.versions import Entry, Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter, host_adapter
+from inference_node.adapters.workers import background
 from inference_node.errors import AdapterIncompatible, EngineFailure, NodeError
 from inference_node.kernels.lora import ModuleMap
 
@@ -143,7 +144,7 @@ class Loader:
         threads: int,
         post: Callable[[LoaderEvent], None],
         clock: Callable[[], float] = time.monotonic,
-        executor: Callable[[int, str], Executor] = ThreadPoolExecutor,
+        executor: Callable[[int, str], Executor] = background,
     ) -> None:
         """`executor` makes a pool of so many workers under a name."""
         self._reader = reader

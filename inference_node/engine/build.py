@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from adapter_store.reader import Reader
@@ -13,6 +13,7 @@ from inference_node.adapters.loader import Loader
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.watcher import Hints, Watcher
+from inference_node.adapters.workers import background
 from inference_node.config import EngineConfig
 from inference_node.engine.admission import Admission
 from inference_node.engine.census import GroupSize
@@ -123,7 +124,7 @@ def assemble(
     reader: Reader,
     hints: Hints | None = None,
     clock: Callable[[], float] = time.monotonic,
-    executor: Callable[[int, str], Executor] = ThreadPoolExecutor,
+    executor: Callable[[int, str], Executor] = background,
 ) -> EngineLoop:
     """An engine around `model`, with a pool and a KV cache of its own.
 
