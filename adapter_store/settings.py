@@ -170,8 +170,11 @@ class StoreSettings(BaseSettings):
             secret_key=_revealed(self.s3_secret_key),
         )
 
-    def _redis(self) -> str | None:
-        """The URL with all that is set beside it. Raises InvalidSetting naming the variable."""
+    def full_redis_url(self) -> str | None:
+        """The URL with all that is set beside it; its text may hold the password.
+
+        None without Redis. Raises InvalidSetting naming the variable.
+        """
         if self.redis_url is None:
             return None
         return redis_access(
@@ -198,7 +201,7 @@ class StoreSettings(BaseSettings):
         on_wait: Callable[[str, float], None] = lambda holder, left_s: None,
     ) -> PublishLock:
         """The configured lock, or NoLock; for `who` and `on_wait` see locks.RedisLock."""
-        url = self._redis()
+        url = self.full_redis_url()
         if url is None:
             return NoLock()
         from adapter_store.locks import open_lock
@@ -207,7 +210,7 @@ class StoreSettings(BaseSettings):
 
     def open_announcer(self) -> Announcer:
         """The configured announcer, or NoAnnouncer."""
-        url = self._redis()
+        url = self.full_redis_url()
         if url is None:
             return NoAnnouncer()
         from adapter_store.notify import open_announcer
@@ -232,7 +235,7 @@ class StoreSettings(BaseSettings):
 
     def open_hints(self) -> HintStream | None:
         """The configured hint stream; None without Redis."""
-        url = self._redis()
+        url = self.full_redis_url()
         if url is None:
             return None
         from adapter_store.notify import open_hints

@@ -17,7 +17,7 @@ import typer
 from adapter_store.cli.bases import MAKE_A_CARD
 from adapter_store.cli.console import Json, out, size, tell
 from adapter_store.cli.outcome import UNAVAILABLE, exit_code, next_steps
-from adapter_store.errors import StoreError, StoreRefused
+from adapter_store.errors import InvalidSetting, StoreError, StoreRefused
 
 if TYPE_CHECKING:
     from adapter_store.objects import ObjectStore
@@ -226,13 +226,17 @@ def _bases(store: ObjectStore) -> Finding:
 
 
 def _redis(settings: StoreSettings) -> Finding:
-    if settings.redis_url is None:
+    try:
+        url = settings.full_redis_url()
+    except InvalidSetting as error:
+        return _failure("redis", error)
+    if url is None:
         hint = "set LORAPOOL_REDIS_URL to spare publishers races and nodes the wait"
         return Finding("redis", Status.WARN, "none; publishers go without a lock", hint)
     from adapter_store.redis_check import check_redis
 
     try:
-        answer = check_redis(settings.redis_url.get_secret_value())
+        answer = check_redis(url)
     except ValueError:
         # Its text may hold the password.
         hint = "mend LORAPOOL_REDIS_URL, e.g. redis://:password@host:6379/0"

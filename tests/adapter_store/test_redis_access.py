@@ -233,6 +233,34 @@ def test_the_password_comes_from_the_url_a_file_or_a_variable(
     assert "canary" not in repr(whole)
 
 
+def redis_line(shell: Shell) -> tuple[str, str]:
+    """What `doctor` says of Redis."""
+    checks = json.loads(shell.run("doctor", "--json").out)["checks"]
+    return next((one["status"], one["message"]) for one in checks if one["check"] == "redis")
+
+
+@pytest.mark.parametrize("how", ["variable", "file"])
+def test_doctor_asks_redis_as_publishers_do_with_the_user_and_password_set_beside_the_url(
+    shell: Shell, guarded: Guarded, tmp_path: Path, how: str
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(f"{CANARY}\n")
+    put = shell.monkeypatch.setenv
+    put("LORAPOOL_REDIS_URL", guarded.url)
+    assert redis_line(shell)[0] == "fail", "the control: without them it is refused"
+    put("LORAPOOL_REDIS_USERNAME", "publisher")
+    put(
+        *{"variable": ("LORAPOOL_REDIS_PASSWORD", CANARY)}.get(
+            how, ("LORAPOOL_REDIS_PASSWORD_FILE", str(file))
+        )
+    )
+    assert redis_line(shell) == ("ok", "answers and allows what locks and hints need")
+    put("LORAPOOL_REDIS_CA_FILE", "nowhere.pem")
+    status, message = redis_line(shell)
+    assert status == "fail"
+    assert "LORAPOOL_REDIS_CA_FILE" in message
+
+
 def test_settings_that_cannot_be_are_refused_by_name(guarded: Guarded, tmp_path: Path) -> None:
     for changes, named in (
         ({"redis_password_file": tmp_path / "no"}, "REDIS_PASSWORD_FILE"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from redis import Redis
 
 from adapter_store.cli.doctor import Finding, Status
 from adapter_store.settings import Endpoints
@@ -59,6 +60,24 @@ def test_a_machine_that_has_everything_is_healthy(
     for check in ("settings", "tls", "tokens", "port", "torch", "compiler", "store", "redis"):
         assert status[check] == "ok", report
     assert "tls key" not in status
+
+
+@pytest.mark.services
+def test_redis_is_asked_as_the_user_that_is_set_beside_its_url(
+    endpoints: Endpoints, redis_client: Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rights = {"keys": ["lorapool:*"], "commands": ["+@all", "-@admin"], "passwords": ["+pw"]}
+    redis_client.acl_setuser("node-doctor", enabled=True, reset=True, **rights)
+    for name, value in endpoints.environment().items():
+        monkeypatch.setenv(name, value)
+    host = endpoints.redis_url.rpartition("@")[2].removeprefix("redis://")
+    monkeypatch.setenv("LORAPOOL_REDIS_URL", f"redis://{host}")
+    monkeypatch.setenv("LORAPOOL_REDIS_USERNAME", "node-doctor")
+    monkeypatch.setenv("LORAPOOL_REDIS_PASSWORD", "wrong")
+    assert failed(findings()["redis"], 6, "no answer")
+    monkeypatch.setenv("LORAPOOL_REDIS_PASSWORD", "pw")
+    assert findings()["redis"].status is Status.OK
+    redis_client.acl_deluser("node-doctor")
 
 
 def test_without_a_store_the_code_says_that_nothing_answers(
