@@ -1,10 +1,13 @@
-"""Who can reach an address."""
+"""Who can reach an address, and by what a request finds its node."""
 
 from __future__ import annotations
 
 import ipaddress
 
 from inference_node.errors import BadConfiguration
+
+AFFINITY_HEADER = "x-adapter-id"
+"""Routers that hash it send the requests of an adapter to the nodes that have it loaded."""
 
 
 def is_loopback(address: str) -> bool:

@@ -6,12 +6,11 @@ import json
 
 import grpc
 
+from inference_node.addresses import AFFINITY_HEADER
 from inference_node.client.access import Access
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_ADMIN_ADDRESS = "127.0.0.1:50052"
-AFFINITY_HEADER = "x-adapter-id"
-"""Routers that hash it send the requests of an adapter to the nodes that have it loaded."""
 
 # Only UNAVAILABLE is tried again: no node was reached, or it stops, or its store is away. The node
 # says when (grpc-retry-pushback-ms), and what has begun to be answered is never repeated.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import re
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapter_store.errors import InvalidName
 from adapter_store.layout import DEFAULT_TENANT, AdapterRef, check_id, parse_ref
+from inference_node.addresses import AFFINITY_HEADER
 from inference_node.errors import InvalidRequest
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.request import Output, Request, Sampling, Stopping
@@ -90,6 +92,21 @@ def to_request(
         priority=message.priority,
         affinity_key=to_affinity_key(message.affinity_key),
     )
+
+
+def check_route(metadata: Iterable[tuple[str, str | bytes]] | None, adapter: str) -> None:
+    """A request that says in its header where it belongs must mean the adapter that it is for.
+
+    Without that, a caller who sends another name fills nodes with adapters that they do not serve.
+    Raises InvalidRequest.
+    """
+    name = adapter.partition("@")[0]
+    if any(key == AFFINITY_HEADER and value != name for key, value in metadata or ()):
+        raise InvalidRequest(
+            AFFINITY_HEADER,
+            "routes the request as if it were for another adapter",
+            hint="set the header to the name in `adapter`, without a version, or leave it out",
+        )
 
 
 def to_tenant(text: str) -> str:

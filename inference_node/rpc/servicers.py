@@ -145,6 +145,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, message: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[_Call]:
         """Submit, and cancel at once when the body is left before the engine is done."""
+        convert.check_route(context.invocation_metadata(), message.adapter)
         remaining = context.time_remaining()
         limit = self._max_request_seconds
         deadline = time.monotonic() + (limit if remaining is None else min(remaining, limit))

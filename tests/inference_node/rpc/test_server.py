@@ -241,6 +241,24 @@ async def test_a_bad_field_is_named(stub: Stub, engine: ScriptedEngine) -> None:
     assert engine.submitted == []
 
 
+@pytest.mark.parametrize("header", ["bob", "ada@v3", ""])
+async def test_a_request_that_is_routed_as_another_adapters_is_refused(
+    stub: Stub, engine: ScriptedEngine, header: str
+) -> None:
+    metadata = (("x-adapter-id", header),)
+    for call in (
+        stub.Generate(asked(adapter="ada@v3"), metadata=metadata),
+        stub.StreamGenerate(streamed(adapter="ada@v3"), metadata=metadata),
+        stub.Generate(asked(adapter="ada@v3"), metadata=(("x-adapter-id", "ada"), *metadata)),
+    ):
+        code, info = await failure(call)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert info.metadata["field"] == "x-adapter-id"
+    assert engine.submitted == []
+    await stub.Generate(asked(adapter="ada@v3"), metadata=(("x-adapter-id", "ada"),))
+    await stub.Generate(asked(), metadata=(("x-adapter-id", ""),))
+
+
 async def test_a_request_id_in_flight_is_refused_and_free_again_afterwards(
     stub: Stub, engine: ScriptedEngine
 ) -> None:
