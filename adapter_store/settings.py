@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,6 +62,8 @@ class StackFile:
 
     endpoints: Endpoints
     processes: Mapping[str, ProcessId]
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Where they listen, of those that were started with an address."""
 
     def write(self, state_dir: Path) -> None:
         """Replace the file at once; only the owner may read it."""
@@ -71,6 +73,10 @@ class StackFile:
         """Whether the process of that name is still the one that was started."""
         return name in self.processes and self.processes[name].is_alive()
 
+    def is_whole(self) -> bool:
+        """Whether everything that was started is still running."""
+        return all(map(self.is_running, self.processes))
+
 
 def read_stack(state_dir: Path) -> StackFile | None:
     """The stack last started in `state_dir`; None when there is none that can be understood."""
@@ -79,6 +85,7 @@ def read_stack(state_dir: Path) -> StackFile | None:
         return StackFile(
             Endpoints(**value["endpoints"]),
             {name: ProcessId(**process) for name, process in value["processes"].items()},
+            dict(value.get("addresses", {})),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

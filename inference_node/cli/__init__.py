@@ -19,6 +19,7 @@ from inference_node.cli.base import base_card
 from inference_node.cli.chat import chat
 from inference_node.cli.console import report
 from inference_node.cli.doctor import doctor
+from inference_node.cli.gateway import gateway_config
 from inference_node.cli.generate import generate
 from inference_node.cli.serve import serve
 from inference_node.cli.stack import down, up
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(adapters, name="adapters")
-for command in (serve, generate, chat, status, top, doctor, up, down, base_card):
+for command in (serve, generate, chat, status, top, doctor, up, down, gateway_config, base_card):
     app.command()(command)
 
 

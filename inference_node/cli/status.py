@@ -17,6 +17,7 @@ from inference_node.cli.reach import (
     TokenFile,
     open_client,
 )
+from inference_node.cli.stack import STATE_DIR, print_stack
 
 if TYPE_CHECKING:
     from inference_node.request import ModelInfo
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 def status(
     check: Annotated[
         bool, typer.Option("--check", help="Only the exit code: 0 when the node is ready, else 6.")
+    ] = False,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Instead: what `up` started in this folder.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     address: Address = DEFAULT_ADDRESS,
@@ -38,6 +42,9 @@ def status(
     """Ask a node what it serves; `--check` is a probe for containers and scripts."""
     from dataclasses import asdict
 
+    if stack:
+        print_stack(STATE_DIR)
+        return
     with open_client(address, tls=tls, ca=ca, cert=cert, key=key, token_file=token_file) as client:
         ready = client.ready(timeout=timeout)
         if not check:

@@ -31,7 +31,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from adapter_store.errors import InvalidSetting
 from adapter_store.redis_client import open_redis
-from adapter_store.services import _free_ports, wheel_binary
+from adapter_store.services import free_ports, wheel_binary
 from adapter_store.settings import StoreSettings, redis_access
 from tests.adapter_store.cli.conftest import bare_shell, empty_shell, folder, shared_bucket, shell
 from tests.adapter_store.cli.shell import Shell
@@ -69,7 +69,7 @@ class Guarded:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     home = tmp_path_factory.mktemp("valkey")
-    (port,) = _free_ports("127.0.0.1", 1)
+    (port,) = free_ports("127.0.0.1", 1)
     config = home / "valkey.conf"
     config.write_text(f"bind 127.0.0.1\nport {port}\nsave ''\nappendonly no\n{USERS}")
     server = subprocess.Popen(

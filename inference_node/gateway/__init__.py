@@ -1,0 +1,8 @@
+"""One address before many nodes: the configuration of Envoy, which does the work.
+
+envoy.yaml      the template: what Envoy does with a call, and why
+config.py       what differs from place to place, checked
+render.py       the two together, as text
+transcoding.py  the protos, for callers who send JSON
+program.py      Envoy itself, where its wheel is installed
+"""
