@@ -17,6 +17,8 @@ class Hint:
     tenant: str
     adapter: str
     gen: int
+    ahead: bool = False
+    """Whether the listener is asked to fetch what may be served next, though it serves none."""
 
 
 class Lease(Protocol):

@@ -16,6 +16,7 @@ StoreError
 ├── StoreUnavailable     the store did not answer in time; try again
 │   └── Behind           it did, and its log does not reach the generation asked for
 ├── StoreRefused         the store answered no: credentials, bucket, or permissions
+├── FleetUnseen          Redis does not say which nodes there are; the store may be fine
 └── StoreUnfit           the store breaks a promise the protocol needs
 """
 
@@ -105,3 +106,9 @@ class StoreRefused(StoreError):
 
 class StoreUnfit(StoreError):
     """The store ignores a condition or a checksum; publishing to it would not be safe."""
+
+
+class FleetUnseen(StoreError):
+    """Redis, where nodes tell of themselves, is not configured or does not answer."""
+
+    hint = "set LORAPOOL_REDIS_URL to the Redis of the nodes"

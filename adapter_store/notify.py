@@ -2,7 +2,7 @@
 
 `lorapool:hints` is a capped stream of (tenant, adapter, gen); `lorapool:{tenant/adapter}:head` is
 the highest generation anyone announced. Neither is ever believed: a node that hears of a
-generation looks in the store.
+generation looks in the store. A hint may name nodes that are to fetch ahead (registry.py).
 """
 
 from __future__ import annotations
@@ -63,8 +63,12 @@ class HintStream:
     Not for use by several threads at once, but for `close`.
     """
 
-    def __init__(self, client: Redis, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, client: Redis, *, node: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`node` is the id by which the listener can be asked to fetch ahead."""
         self._client = client
+        self._node = node
         self._clock = clock
         self._closed = threading.Event()
         self._last_id: str | None = None
@@ -88,7 +92,7 @@ class HintStream:
             self.healthy = True
             self.gaps += self._stumbled
             self._stumbled = False
-            hints = [hint for fields in entries if (hint := _hint(fields)) is not None]
+            hints = [hint for fields in entries if (hint := self._hint(fields)) is not None]
             if hints or self._clock() >= deadline:
                 return hints
         return []
@@ -124,6 +128,16 @@ class HintStream:
             self._last_id = entries[-1][0]
         return [fields for _, fields in entries]
 
+    def _hint(self, fields: Mapping[str, str]) -> Hint | None:
+        """The entry as a Hint; None when it is malformed, since anyone may write to the stream."""
+        try:
+            tenant = check_id("tenant", fields["tenant"])
+            adapter = check_id("adapter", fields["adapter"])
+            ahead = bool(self._node) and self._node in fields.get("ahead", "").split(",")
+            return Hint(tenant, adapter, int(fields["gen"]), ahead)
+        except (InvalidName, KeyError, ValueError):
+            return None
+
     def _stumble(self, error: RedisError) -> None:
         if not self._stumbled:
             _log.info("no hints from Redis, the store is polled instead: %s", error)
@@ -136,9 +150,9 @@ def open_announcer(url: str) -> RedisAnnouncer:
     return RedisAnnouncer(open_redis(url))
 
 
-def open_hints(url: str) -> HintStream:
+def open_hints(url: str, *, node: str = "") -> HintStream:
     """A listener at `url`; sends nothing yet. Raises ValueError on a malformed URL."""
-    return HintStream(open_redis(url))
+    return HintStream(open_redis(url), node=node)
 
 
 def head_key(tenant: str, adapter: str) -> str:
@@ -150,13 +164,3 @@ def _streams(answer: Any) -> list[tuple[str, list[tuple[str, Mapping[str, str]]]
     if not answer:
         return []
     return list(answer.items()) if isinstance(answer, dict) else list(answer)
-
-
-def _hint(fields: Mapping[str, str]) -> Hint | None:
-    """The entry as a Hint; None when it is malformed, since anyone may write to the stream."""
-    try:
-        tenant = check_id("tenant", fields["tenant"])
-        adapter = check_id("adapter", fields["adapter"])
-        return Hint(tenant, adapter, int(fields["gen"]))
-    except (InvalidName, KeyError, ValueError):
-        return None

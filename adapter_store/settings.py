@@ -18,13 +18,14 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapter_store.coordination import Announcer, NoAnnouncer, NoLock, PublishLock
-from adapter_store.errors import InvalidName, InvalidSetting, StoreUnavailable
+from adapter_store.errors import FleetUnseen, InvalidName, InvalidSetting, StoreUnavailable
 from adapter_store.layout import DEFAULT_TENANT, check_id
 from adapter_store.processes import ProcessId
 
 if TYPE_CHECKING:
     from adapter_store.notify import HintStream
     from adapter_store.provenance import KeySigner, TrustFile
+    from adapter_store.registry import FleetRegistry
     from adapter_store.s3 import S3Store
 
 PREFIX = "LORAPOOL_"
@@ -240,14 +241,23 @@ class StoreSettings(BaseSettings):
 
         return TrustFile(self.trust_file, warn=warn)
 
-    def open_hints(self) -> HintStream | None:
-        """The configured hint stream; None without Redis."""
+    def open_hints(self, *, node: str = "") -> HintStream | None:
+        """The configured hint stream; None without Redis. `node` is who listens."""
         url = self.full_redis_url()
         if url is None:
             return None
         from adapter_store.notify import open_hints
 
-        return open_hints(url)
+        return open_hints(url, node=node)
+
+    def open_registry(self) -> FleetRegistry | None:
+        """Where nodes tell of themselves; None without Redis."""
+        url = self.full_redis_url()
+        if url is None:
+            return None
+        from adapter_store.registry import open_registry
+
+        return open_registry(url)
 
 
 def redis_access(
@@ -295,6 +305,35 @@ def load_settings(
             )
         said = settings.model_dump(exclude_unset=True)
         return StoreSettings(**{**asdict(stack.endpoints), **said})
+    except ValidationError as error:
+        raise InvalidSetting(_named(error)) from None
+
+
+def open_fleet(*, state_dir: Path = STATE_DIR) -> FleetRegistry:
+    """Where nodes tell of themselves, by the environment or the stack running in `state_dir`.
+
+    Needs no S3 setting. Raises InvalidSetting, and FleetUnseen without any Redis.
+    """
+    try:
+        settings = StoreSettings()
+        if settings.redis_url is None and (stack := read_stack(state_dir)) is not None:
+            said = settings.model_dump(exclude_unset=True)
+            settings = StoreSettings(**{"redis_url": stack.endpoints.redis_url, **said})
+        registry = settings.open_registry()
+    except ValidationError as error:
+        raise InvalidSetting(_named(error)) from None
+    except ValueError:
+        # Not from the cause: its text may hold the password.
+        raise InvalidSetting(f"{PREFIX}REDIS_URL is not a Redis URL") from None
+    if registry is None:
+        raise FleetUnseen("no Redis is configured, and that is where nodes tell of themselves")
+    return registry
+
+
+def tenant_setting() -> str:
+    """LORAPOOL_TENANT, for what needs no store. Raises InvalidSetting."""
+    try:
+        return StoreSettings().tenant
     except ValidationError as error:
         raise InvalidSetting(_named(error)) from None
 

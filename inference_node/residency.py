@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from adapter_store.fleet import Holding
 from inference_node.request import Served
 
 ORDER_SECONDS = 60.0
@@ -165,4 +166,8 @@ class ResidencyControl(Protocol):
 
     def pool_use(self) -> Future[PoolUse]:
         """Pages by module group, and what waits for them."""
+        ...
+
+    def holdings(self) -> Future[tuple[Holding, ...]]:
+        """What the node has of every adapter, by name; cheaper than `list_loaded`."""
         ...

@@ -28,6 +28,7 @@ from adapter_store.cli import (
     keys,
     listing,
     look,
+    nodes,
     pull,
     push,
     settle,
@@ -58,6 +59,7 @@ Examples:
   adapter-store activate pirate                       serve what is staged
   adapter-store split pirate v1=95 v2=5               a canary
   adapter-store watch                                 every commit, live
+  adapter-store nodes                                 who serves what
   adapter-store verify --all                          read and check every byte
 
 \b
@@ -95,6 +97,7 @@ app.command(rich_help_panel=LOOK)(look.history)
 app.command(rich_help_panel=LOOK)(diff.diff)
 app.command(rich_help_panel=LOOK)(pull.pull)
 app.command(rich_help_panel=LOOK)(follow.watch)
+app.command(rich_help_panel=LOOK)(nodes.nodes)
 app.command(rich_help_panel=TAKE_CARE)(verify.verify)
 app.command(rich_help_panel=TAKE_CARE)(care.fsck)
 app.command(rich_help_panel=TAKE_CARE)(care.gc)

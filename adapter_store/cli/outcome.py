@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from adapter_store.errors import (
     Conflict,
+    FleetUnseen,
     IntegrityError,
     InvalidAdapter,
     InvalidName,
@@ -37,6 +38,7 @@ _CODES: Mapping[type[StoreError], int] = {
     StoreUnavailable: UNAVAILABLE,
     StoreRefused: UNAVAILABLE,
     StoreUnfit: UNAVAILABLE,
+    FleetUnseen: UNAVAILABLE,
     OutcomeUnknown: UNKNOWN,
 }
 
@@ -49,6 +51,7 @@ _NEXT: Mapping[type[StoreError], str] = {
     StoreUnavailable: "adapter-store check",
     StoreRefused: "adapter-store init",
     StoreUnfit: "adapter-store check",
+    FleetUnseen: "adapter-store doctor",
 }
 
 _FALLBACK_HINTS: Mapping[type[StoreError], str] = {

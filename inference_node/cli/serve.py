@@ -88,6 +88,7 @@ def run(configuration: Configuration) -> None:
     """Raises NodeError or StoreError when it cannot start; returns once drained."""
     import asyncio
     import logging
+    import secrets
 
     settings = configuration.node
     _log(settings.log_level)
@@ -101,14 +102,16 @@ def run(configuration: Configuration) -> None:
 
     from adapter_store.reader import Reader
     from inference_node.engine.build import build_engine
+    from inference_node.rpc.server import Membership
     from inference_node.rpc.server import serve as serve_engine
 
     say("loading the base model ...")
     config = settings.engine_config(settings.checkpoint())
+    node, registry = secrets.token_hex(8), store_settings.open_registry()
     engine = build_engine(
         config,
         reader=_reader(store, settings, store_settings, verifier),
-        hints=store_settings.open_hints(),
+        hints=store_settings.open_hints(node=node),
     )
     _meet(store, engine.card)
     engine.start()
@@ -125,6 +128,7 @@ def run(configuration: Configuration) -> None:
             ),
             open_reader=lambda: Reader(store, verifier=verifier),
             control=engine,
+            fleet=None if registry is None else Membership(registry, node),
         )
     )
     say("drained")

@@ -51,6 +51,8 @@ class NodeSettings(BaseSettings):
     """host:port of the gRPC server."""
     admin_listen: str = _SERVER.admin_listen
     """host:port of the gRPC server for operators, AdapterService; none when empty."""
+    advertise: str = _SERVER.advertise
+    """host:port at which clients reach `listen`, as the fleet is told; empty: `listen` itself."""
     insecure: bool = _SERVER.insecure
     """Listen beyond loopback although calls are not both encrypted and authenticated."""
     tls_cert_file: Path | None = None
@@ -154,6 +156,7 @@ class NodeSettings(BaseSettings):
         return ServerConfig(
             listen=self.listen,
             admin_listen=self.admin_listen,
+            advertise=self.advertise,
             insecure=self.insecure,
             tls=self._tls(),
             auth=self._auth(),

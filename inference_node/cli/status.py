@@ -1,4 +1,4 @@
-"""`inference-node status`: what a node serves and how much room it has."""
+"""`inference-node status`: what a node serves and how much room it has, or the whole fleet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inference_node.cli import fleet
 from inference_node.cli.console import UNREACHABLE, out
 from inference_node.cli.reach import (
     DEFAULT_ADDRESS,
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
 
 
 def status(
+    context: typer.Context,
     check: Annotated[
         bool, typer.Option("--check", help="Only the exit code: 0 when the node is ready, else 6.")
     ] = False,
     stack: Annotated[
         bool, typer.Option("--stack", help="Instead: what `up` started in this folder.")
+    ] = False,
+    whole_fleet: Annotated[
+        bool,
+        typer.Option("--fleet", help="Every node that tells of itself in LORAPOOL_REDIS_URL."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     address: Address = DEFAULT_ADDRESS,
@@ -39,11 +45,21 @@ def status(
     token_file: TokenFile = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds.")] = 5.0,
 ) -> None:
-    """Ask a node what it serves; `--check` is a probe for containers and scripts."""
+    """Ask a node what it serves; `--check` is a probe for containers and scripts.
+
+    With --fleet: which nodes there are, how busy they are, and of which adapters they serve
+    different generations. Nothing that serves needs what is read there. Exit code 6 when no node
+    takes requests.
+    """
     from dataclasses import asdict
 
     if stack:
         print_stack(STATE_DIR)
+        return
+    if whole_fleet:
+        fleet.refuse_node_options(context)
+        if not fleet.show(as_json=as_json):
+            raise typer.Exit(UNREACHABLE)
         return
     with open_client(address, tls=tls, ca=ca, cert=cert, key=key, token_file=token_file) as client:
         ready = client.ready(timeout=timeout)

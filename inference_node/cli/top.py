@@ -1,7 +1,8 @@
-"""`inference-node top`: a node at work, live."""
+"""`inference-node top`: a node at work, live, or the whole fleet."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inference_node.cli import fleet
 from inference_node.cli.board import Board
 from inference_node.cli.console import out, say
 from inference_node.cli.reach import (
@@ -34,9 +36,14 @@ SHOWN = 16
 
 
 def top(
+    context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="Look for --seconds, print, leave.")] = False,
     seconds: Annotated[float, typer.Option(min=0.05, help="How long --once looks.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: one JSON object.")] = False,
+    whole_fleet: Annotated[
+        bool,
+        typer.Option("--fleet", help="Every node that tells of itself in LORAPOOL_REDIS_URL."),
+    ] = False,
     address: Address = DEFAULT_ADDRESS,
     admin: Annotated[
         str,
@@ -53,10 +60,16 @@ def top(
 ) -> None:
     """Watch a node: tokens a second, the queue, the pool's tiers, hot adapters, swaps.
 
-    Ctrl-C leaves.
+    With --fleet: every node's load and rate, and adapters that nodes serve in different
+    generations. Ctrl-C leaves.
     """
     if as_json and not once:
         raise typer.BadParameter("goes with --once", param_hint="--json")
+    if whole_fleet:
+        fleet.refuse_node_options(context)
+        with contextlib.suppress(KeyboardInterrupt):
+            fleet.watch(seconds=seconds if once else None, as_json=as_json)
+        return
     client = open_client(address, tls=tls, ca=ca, cert=cert, key=key, token_file=token_file)
     operator = None
     if admin:

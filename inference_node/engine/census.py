@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from adapter_store.fleet import Copy, Holding, Standing
 from inference_node.adapters.host_tier import HostTier
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Residency, Resident, VersionKey
 from inference_node.engine.arrivals import Arrival, Arrivals
-from inference_node.engine.names import Names
+from inference_node.engine.names import Name, Names
 from inference_node.request import Served
 from inference_node.residency import GroupUse, LoadedVersion, PoolUse, Tier, VersionState
 
@@ -101,6 +102,32 @@ class Census:
             host_budget=self._host.budget,
             stale_seconds=self._names.stalest(self._clock()),
         )
+
+    def holdings(self) -> tuple[Holding, ...]:
+        """Every adapter that the node has something of, by name; one pass over the books."""
+        copies: dict[Name, dict[str, Copy]] = {}
+        for entry, standing in self._standings():
+            of_name = copies.setdefault((entry.tenant, entry.adapter), {})
+            of_name[entry.key.vdig] = Copy(entry.label, standing)
+        found = []
+        for name in sorted(copies):
+            served = self._names.serving(*name)
+            generation, digest = (served.gen, served.key.vdig) if served is not None else (0, "")
+            found.append(Holding(*name, generation, digest, copies[name]))
+        return tuple(found)
+
+    def _standings(self) -> Iterator[tuple[Entry, Standing]]:
+        """Every version under every name that it is known by; what is nearer comes later."""
+        for copy in self._host.copies():
+            yield copy.entry, Standing.HOST
+        for arrival in self._arrivals.coming().values():
+            standing = Standing.COMING if arrival.fetching else Standing.HOST
+            for entry in (arrival.entry, *arrival.names):
+                yield entry, standing
+        for held in self._slots.holders():
+            if held.state is Residency.RESIDENT:
+                for entry in held.known_as.values():
+                    yield entry, Standing.DEVICE
 
     def _group_use(self) -> tuple[GroupUse, ...]:
         use, allocator = self._slots.by_use(), self._slots.allocator

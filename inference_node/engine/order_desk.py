@@ -17,7 +17,15 @@ from inference_node.adapters.versions import Entry, Residency, Resident, Version
 from inference_node.engine.admission import Admission
 from inference_node.engine.census import Census
 from inference_node.engine.claims import Claim
-from inference_node.engine.orders import AnyOrder, ListLoaded, Load, ReadPool, Unload, Unpin
+from inference_node.engine.orders import (
+    AnyOrder,
+    ListLoaded,
+    Load,
+    ReadHoldings,
+    ReadPool,
+    Unload,
+    Unpin,
+)
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import (
     AdapterNotFound,
@@ -86,6 +94,8 @@ class OrderDesk:
                     order.finish(self._census.loaded())
                 case ReadPool():
                     order.finish(self._census.pool())
+                case ReadHoldings():
+                    order.finish(self._census.holdings())
         except NodeError as error:
             order.fail(error)
 

@@ -6,9 +6,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from adapter_store.fleet import Holding
 from inference_node.engine.inbox import Inbox
 from inference_node.engine.intake import Intake
-from inference_node.engine.orders import AnyOrder, ListLoaded, Load, ReadPool, Unload, Unpin
+from inference_node.engine.orders import (
+    AnyOrder,
+    ListLoaded,
+    Load,
+    ReadHoldings,
+    ReadPool,
+    Unload,
+    Unpin,
+)
 from inference_node.residency import ORDER_SECONDS, LoadedVersion, PoolUse, Unloaded
 
 Posted = TypeVar("Posted", bound=AnyOrder)
@@ -49,6 +58,9 @@ class OrderWindow:
 
     def pool_use(self) -> Future[PoolUse]:
         return self._post(ReadPool()).answer
+
+    def holdings(self) -> Future[tuple[Holding, ...]]:
+        return self._post(ReadHoldings()).answer
 
     def _post(self, order: Posted) -> Posted:
         with self._door.opened():

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from adapter_store.fleet import Holding
 from inference_node.errors import NodeError
 from inference_node.residency import LoadedVersion, PoolUse, Unloaded
 
@@ -68,4 +69,9 @@ class ReadPool(Order[PoolUse]):
     pass
 
 
-AnyOrder = Load | Unpin | Unload | ListLoaded | ReadPool
+@dataclass(slots=True, eq=False, kw_only=True)
+class ReadHoldings(Order[tuple[Holding, ...]]):
+    pass
+
+
+AnyOrder = Load | Unpin | Unload | ListLoaded | ReadPool | ReadHoldings

@@ -24,6 +24,8 @@ class ServerConfig:
     """`host:port`, `[ipv6]:port` or `unix:/path`; port 0 takes a free one."""
     admin_listen: str = ""
     """Where operators reach AdapterService; nowhere when empty."""
+    advertise: str = ""
+    """Where clients reach `listen`, as told to the fleet; empty: `listen` itself."""
     insecure: bool = False
     """Listen beyond loopback although calls are not both encrypted and authenticated."""
     tls: TlsFiles | None = None

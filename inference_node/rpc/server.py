@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from inference_node.rpc.adapters import AdapterServicer
 from inference_node.rpc.catalog import CatalogServicer
 from inference_node.rpc.door import Door, Service
 from inference_node.rpc.engine_port import Engine
+from inference_node.rpc.herald import Herald, Identity, Registry
 from inference_node.rpc.limits import ServerConfig
 from inference_node.rpc.quotas import Quotas, QuotaTable, read_quotas
 from inference_node.rpc.reloaded import Reloaded
@@ -49,6 +52,14 @@ ENGINE_GRACE = 5.0
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The fleet that a node is part of, and its id there."""
+
+    registry: Registry
+    node: str
+
+
 class NodeServer:
     """The gRPC servers over one engine. `start`, then `drain` once."""
 
@@ -59,14 +70,19 @@ class NodeServer:
         *,
         open_reader: Callable[[], Reader] | None = None,
         control: ResidencyControl | None = None,
+        fleet: Membership | None = None,
     ) -> None:
         """`open_reader` opens the store for CatalogService, which is not served without.
 
-        `control` takes the orders of AdapterService, where the configuration has an address for it.
+        `control` takes the orders of AdapterService, where the configuration has an address for it,
+        and says what the node has, where it is to tell a `fleet`.
         """
         self._engine = engine
         self._config = config
-        tally = Tally()
+        self._control = control
+        self._fleet = fleet
+        self._herald: Herald | None = None
+        self._tally = tally = Tally()
         self._servicer = InferenceServicer(
             engine,
             tally,
@@ -110,11 +126,22 @@ class NodeServer:
         for door in self._doors:
             await door.open()
         self._watch = asyncio.create_task(self._watch_engine())
+        if self._fleet is not None and self._control is not None:
+            self._herald = Herald(
+                self._fleet.registry,
+                Identity(self._fleet.node, reached_at(self._config, self.port)),
+                control=self._control,
+                info=self._engine.info,
+                tally=self._tally,
+            )
+            self._herald.start()
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
         """Leave in order; `hurry` ends every wait. The engine is stopped afterwards."""
         hurry = hurry or asyncio.Event()
         self._draining = True
+        if self._herald is not None:
+            self._herald.drain()
         await self._tell_health(alive=self._engine.healthy())
         await _wait(hurry, self._config.drain_delay)
         if self._adapters is not None:
@@ -128,6 +155,8 @@ class NodeServer:
         await stopping
         if self._watch is not None:
             self._watch.cancel()
+        if self._herald is not None:
+            await asyncio.to_thread(self._herald.stop)
         if not await asyncio.to_thread(self._engine.drain, ENGINE_GRACE):
             _log.warning("the engine still had work after every call had ended")
         await asyncio.to_thread(self._engine.stop)
@@ -152,6 +181,15 @@ class NodeServer:
         await asyncio.gather(*(door.close(grace) for door in self._doors))
 
 
+def reached_at(config: ServerConfig, port: int) -> str:
+    """Where clients reach a node that was given `port`."""
+    if config.advertise or config.listen.startswith("unix:"):
+        return config.advertise or config.listen
+    host = config.listen.rpartition(":")[0]
+    everywhere = host.strip("[]") in ("", "0.0.0.0", "::")
+    return f"{socket.gethostname() if everywhere else host}:{port}"
+
+
 def _quota_table(path: Path | None) -> Callable[[], QuotaTable]:
     """Raises BadConfiguration."""
     if path is None:
@@ -172,6 +210,7 @@ async def serve(
     *,
     open_reader: Callable[[], Reader] | None = None,
     control: ResidencyControl | None = None,
+    fleet: Membership | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `on_ready` is told the port."""
     loop = asyncio.get_running_loop()
@@ -182,7 +221,7 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    server = NodeServer(engine, config, open_reader=open_reader, control=control)
+    server = NodeServer(engine, config, open_reader=open_reader, control=control, fleet=fleet)
     await server.start()
     on_ready(server.port)
     await leave.wait()

@@ -29,12 +29,14 @@ from cryptography.x509.oid import NameOID
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from adapter_store.errors import InvalidSetting
+from adapter_store.errors import FleetUnseen, InvalidSetting
+from adapter_store.fleet import Standing
 from adapter_store.redis_client import open_redis
 from adapter_store.services import free_ports, wheel_binary
 from adapter_store.settings import StoreSettings, redis_access
 from tests.adapter_store.cli.conftest import bare_shell, empty_shell, folder, shared_bucket, shell
 from tests.adapter_store.cli.shell import Shell
+from tests.adapter_store.fleet_cards import card, holding
 from tests.adapter_store.waiting import wait_until
 
 __all__ = ["bare_shell", "empty_shell", "folder", "shared_bucket", "shell"]
@@ -42,10 +44,15 @@ __all__ = ["bare_shell", "empty_shell", "folder", "shared_bucket", "shell"]
 CANARY = "canary-%40 s3cret"
 """With characters that a URL treats its own way."""
 QUOTED = "canary-%2540%20s3cret"
+NODE_RIGHTS = (
+    "%R~lorapool:* ~lorapool:{fleet}:* +@read +@connection +set +del +hset +hdel +pexpire "
+    "+zadd +zrem +zremrangebyscore"
+)
 USERS = f"""
 user default off
 user publisher on ">{CANARY}" ~lorapool:* &* +@all -@admin -@dangerous
-user node on ">{CANARY}" %R~lorapool:* +@read +@connection
+user node on ">{CANARY}" {NODE_RIGHTS}
+user reader on ">{CANARY}" %R~lorapool:* +@read +@connection
 """
 
 
@@ -182,10 +189,30 @@ def test_a_publisher_and_a_node_do_all_they_need_with_rights_for_no_more(
     theirs.open_announcer().announce("default", "pirate", 7)
     assert [hint.gen for hint in hints.poll(5.0)] == [7]
     assert hints.head_hint("default", "pirate") == 7
+    registry = ours.open_registry()
+    assert registry is not None
+    registry.tell("n1", [holding("pirate", 7, "v1", v1=Standing.DEVICE)], anew=True)
+    registry.announce(card("n1"))
+    registry.tell("n1", [], [("default", "pirate")])
+    assert [one.id for one in registry.nodes()] == ["n1"]
+    registry.leave("n1")
     # The control: the node's user is refused what only publishers may do.
     refused = ours.open_lock()
     assert refused.acquire("default", "pirate", floor=4) is None
     assert "NOPERM" in refused.reason or "permission" in refused.reason
+
+
+def test_a_node_that_may_only_read_hears_hints_and_the_fleet_does_not_hear_of_it(
+    guarded: Guarded,
+) -> None:
+    reader = publisher_settings(guarded, redis_username="reader")
+    registry, hints = reader.open_registry(), reader.open_hints()
+    assert registry is not None
+    assert hints is not None
+    with pytest.raises(FleetUnseen, match="permission"):
+        registry.announce(card("n1"))
+    hints.poll(0.0)
+    assert hints.healthy
 
 
 def test_the_rights_are_real(guarded: Guarded) -> None:

@@ -42,6 +42,7 @@ CASES: dict[str, str] = {
     "diff": "pirate@v1 pirate@v2",
     "pull": "pirate@v1 pulled --force",
     "watch": "pirate --last 3 --count 3",
+    "nodes": "pirate",
     "verify": "--all",
     "pin": "pirate@v1",
     "unpin": "pirate@v1",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adapter_store.fleet import Standing
 from adapter_store.layout import DEFAULT_TENANT
 from inference_node.adapters.loader import Loader, Target
 from inference_node.adapters.slots import SlotTable
@@ -386,3 +387,26 @@ def test_orders_of_many_threads_beside_requests_are_all_answered(small: Node) ->
             continue
         assert request.tokens == truth[name]
     small.settle()
+
+
+def test_holdings_tell_what_is_served_and_every_version_that_is_kept(
+    start_tiny: StartTiny, tmp_path: Path
+) -> None:
+    node = start_tiny()
+    modules = dict(node.card.modules)
+    for number in (1, 2):
+        folder = make_adapter(tmp_path / f"a{number}", modules, rank=4, seed=number)
+        node.publish("a", folder, label=f"v{number}")
+        assert node.ask("a", min_generation=number).tokens
+    (held,) = node.engine.holdings().result(PATIENCE)
+    assert (held.tenant, held.adapter, held.generation) == (T, "a", 2)
+    assert {copy.version: copy.standing for copy in held.copies.values()} == {
+        "v1": Standing.DEVICE,
+        "v2": Standing.DEVICE,
+    }
+    assert held.copies[held.digest].version == "v2"
+    node.engine.unload(T, "a@v2").result(PATIENCE)
+    (held,) = node.engine.holdings().result(PATIENCE)
+    assert (held.generation, held.digest) == (0, "")
+    standings = {copy.version: copy.standing for copy in held.copies.values()}
+    assert standings == {"v1": Standing.DEVICE, "v2": Standing.HOST}

@@ -11,7 +11,7 @@ from adapter_store.reader import Reader
 from inference_node.residency import ResidencyControl
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.limits import ServerConfig
-from inference_node.rpc.server import NodeServer
+from inference_node.rpc.server import Membership, NodeServer
 
 CONFIG = ServerConfig(listen="127.0.0.1:0", drain_delay=0, drain_seconds=2)
 
@@ -30,6 +30,7 @@ def running_server(
     *,
     open_reader: Callable[[], Reader] | None = None,
     control: ResidencyControl | None = None,
+    fleet: Membership | None = None,
 ) -> Iterator[NodeServer]:
     """A server that has started, with whatever services it has what they need for."""
     loop = asyncio.new_event_loop()
@@ -37,7 +38,7 @@ def running_server(
     thread.start()
 
     async def start() -> NodeServer:
-        server = NodeServer(engine, config, open_reader=open_reader, control=control)
+        server = NodeServer(engine, config, open_reader=open_reader, control=control, fleet=fleet)
         await server.start()
         return server
 

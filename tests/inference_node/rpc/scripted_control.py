@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
+from adapter_store.fleet import Holding
 from inference_node.request import Served
 from inference_node.residency import (
     ORDER_SECONDS,
@@ -55,6 +56,7 @@ class ScriptedControl:
         self.options: list[dict[str, object]] = []
         self.loaded: tuple[LoadedVersion, ...] = ()
         self.pool = POOL
+        self.held: tuple[Holding, ...] = ()
         self.fails: Exception | None = None
         """What the next orders end with."""
         self.pending: list[Future[Any]] = []
@@ -89,6 +91,9 @@ class ScriptedControl:
 
     def pool_use(self) -> Future[PoolUse]:
         return self._ended(self.pool)
+
+    def holdings(self) -> Future[tuple[Holding, ...]]:
+        return self._ended(self.held)
 
     def _order(
         self, what: str, tenant: str, ref: str, result: Any, **options: object
