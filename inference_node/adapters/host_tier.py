@@ -32,6 +32,7 @@ class HostTier:
         self._recency: Recency[VersionKey] = Recency(budget)
         self._lock = threading.Lock()
         self.bytes = 0
+        self.evictions = 0
 
     def get(self, key: VersionKey) -> HostAdapter | None:
         """Asked for again after it was put: that is its second use."""
@@ -68,5 +69,6 @@ class HostTier:
             self._recency.check_integrity()
 
     def _drop(self, key: VersionKey) -> None:
+        self.evictions += 1
         self.bytes -= self._kept.pop(key).host.bytes
         self._recency.remove(key)

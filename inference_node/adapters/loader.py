@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -58,12 +58,26 @@ class Resolved:
     """What the request's affinity key gets of a split; None when no key was given."""
     asked: bool = True
     """Whether the store was asked for news."""
+    seconds: float = field(default=0.0, compare=False)
+    """That the look-up took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unresolved:
     token: str
     error: NodeError
+    seconds: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What it took to bring a version to the host."""
+
+    fetch: float
+    """Seconds, as `verify`: of reading its files, and of checking and laying out what they hold."""
+    verify: float
+    bytes: int
+    """Of the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +86,8 @@ class Prepared:
 
     key: VersionKey
     host: HostAdapter
+    fetched: Fetched | None = field(default=None, compare=False)
+    """None when the host had it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +171,7 @@ class Loader:
         self._dtype = dtype
         self._max_rank = max_rank
         self._post = post
+        self._clock = clock
         self.host = HostTier(host_bytes, clock=clock)
         self._quarantine: dict[tuple[FileEntry, ...], NodeError] = {}
         """By the stored chunks: equal content published again comes from other chunks."""
@@ -236,34 +253,39 @@ class Loader:
         self._resolvers.shutdown(wait=True, cancel_futures=True)
 
     def _resolve(self, token: str, ref: AdapterRef, min_generation: int) -> None:
+        began = self._clock()
         try:
             # What a reference pins is the same in every generation.
             resolved = self._reader.resolve(ref, min_generation=0 if ref.pinned else min_generation)
             self._check_base(ref, resolved.version)
-        except (StoreError, NodeError) as error:
-            self._post(Unresolved(token, as_node_error(error, str(ref))))
         except Exception as error:
-            self._post(Unresolved(token, _unexpected(error)))
+            self._post_unresolved(token, ref, error, began)
         else:
             target = _target(ref.tenant, ref.adapter, resolved.gen, resolved.version)
-            self._post(Resolved(token, target))
+            self._post(Resolved(token, target, seconds=self._clock() - began))
 
     def _choose(
         self, token: str, ref: AdapterRef, min_generation: int, affinity: str, ask: bool
     ) -> None:
+        began = self._clock()
         try:
             found, asked = self._newest(ref, min_generation, ask=ask)
             self._check_base(ref, found.version)
             arm = self._reader.resolve(ref, affinity=affinity, refresh=False)
             self._check_base(ref, arm.version)
-        except (StoreError, NodeError) as error:
-            self._post(Unresolved(token, as_node_error(error, str(ref))))
         except Exception as error:
-            self._post(Unresolved(token, _unexpected(error)))
+            self._post_unresolved(token, ref, error, began)
         else:
             target = _target(ref.tenant, ref.adapter, found.gen, found.version)
             chosen = _target(ref.tenant, ref.adapter, arm.gen, arm.version)
-            self._post(Resolved(token, target, chosen, asked))
+            self._post(Resolved(token, target, chosen, asked, self._clock() - began))
+
+    def _post_unresolved(self, token: str, ref: AdapterRef, error: Exception, began: float) -> None:
+        if isinstance(error, StoreError | NodeError):
+            translated = as_node_error(error, str(ref))
+        else:
+            translated = _unexpected(error)
+        self._post(Unresolved(token, translated, self._clock() - began))
 
     def _newest(self, ref: AdapterRef, min_generation: int, *, ask: bool) -> tuple[Found, bool]:
         """The active version, and whether the store was asked for it."""
@@ -277,8 +299,11 @@ class Loader:
 
     def _prepare(self, target: Target) -> None:
         key = target.entry.key
+        fetched = None
         try:
-            host = self.host.get(key) or self._fetch(target)
+            host = self.host.get(key)
+            if host is None:
+                host, fetched = self._fetch(target)
         except (StoreError, NodeError) as error:
             translated = as_node_error(error, f"{target.entry.adapter}@{target.entry.label}")
             if is_permanent(translated):
@@ -287,16 +312,18 @@ class Loader:
         except Exception as error:
             self._post(Unprepared(key, _unexpected(error)))
         else:
-            self._post(Prepared(key, host))
+            self._post(Prepared(key, host, fetched))
 
-    def _fetch(self, target: Target) -> HostAdapter:
+    def _fetch(self, target: Target) -> tuple[HostAdapter, Fetched]:
         key, version = target.entry.key, target.version
         if version.files in self._quarantine:
             raise self._quarantine[version.files].again()
         self._check_base(AdapterRef(key.tenant, target.entry.adapter), version)
         declared = {file.name: file.size for file in version.files}
         check_sizes(declared, config=version.config, card_modules=self._card)
+        began = self._clock()
         files = self._reader.fetch(key.tenant, version)
+        read = self._clock()
         content = check_content(files, config=version.config, card_modules=self._card)
         rank = largest_rank(content.spec, self._card)
         if rank > self._max_rank:
@@ -313,7 +340,8 @@ class Loader:
                 hint="raise LORAPOOL_POOL_MB",
             )
         self.host.put(target.entry, host)
-        return host
+        size = sum(map(len, files.values()))
+        return host, Fetched(read - began, self._clock() - read, size)
 
     def _check_base(self, ref: AdapterRef, version: VersionRef) -> None:
         if version.base != self._fingerprint:

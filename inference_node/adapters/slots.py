@@ -55,6 +55,8 @@ class SlotTable:
     _ticks: int = 0
     lease_count: int = 0
     """Leases held on all versions together."""
+    evictions: int = 0
+    """Versions that idled and made room for others."""
 
     def __post_init__(self) -> None:
         self._recency = Recency(sum(self.allocator.total))
@@ -319,6 +321,7 @@ class SlotTable:
         return tuple(sum(len(held.pages[group]) for held in residents) for group in groups)
 
     def _evict(self, victim: Resident) -> None:
+        self.evictions += 1
         self._remove(victim)
         self._free(victim)
 

@@ -60,6 +60,11 @@ class Watcher:
         if self._thread.is_alive():
             self._thread.join()
 
+    @property
+    def hints_healthy(self) -> bool | None:
+        """None where there are no hints to listen to."""
+        return None if self._hints is None else self._hints.healthy
+
     def watch(self, names: Iterable[tuple[str, str, int]]) -> None:
         """What is served now, with the generation served. Replaces what was watched.
 

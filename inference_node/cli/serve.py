@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inference_node.cli.console import say
+from inference_node.errors import BadConfiguration
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adapter_store.errors import Untrusted
     from adapter_store.objects import ObjectStore
     from adapter_store.reader import Reader
     from adapter_store.record import BaseCard
     from adapter_store.settings import StoreSettings
     from adapter_store.signing import Verifier
     from inference_node.cli.settings import Configuration, NodeSettings
+    from inference_node.engine.loop import EngineLoop
     from inference_node.request import ModelInfo
+    from inference_node.telemetry.node import Metrics
+    from inference_node.telemetry.refused import RefusedRecords
+
+NO_METRICS = "nowhere: LORAPOOL_METRICS_LISTEN is not set"
 
 
 def serve(
@@ -26,6 +35,10 @@ def serve(
         typer.Option(help="Checkpoint folder or model id; LORAPOOL_BASE_MODEL. Default: bundled."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; LORAPOOL_DEVICE.")] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(help="host:port where Prometheus scrapes; LORAPOOL_METRICS_LISTEN."),
+    ] = None,
     insecure: Annotated[
         bool | None,
         typer.Option(
@@ -51,7 +64,13 @@ def serve(
     """
     from inference_node.cli.settings import load_configuration
 
-    flags = {"listen": listen, "insecure": insecure, "base_model": base_model, "device": device}
+    flags = {
+        "listen": listen,
+        "metrics_listen": metrics_listen,
+        "insecure": insecure,
+        "base_model": base_model,
+        "device": device,
+    }
     configuration = load_configuration(flags, config)
     if print_config:
         _print(configuration, as_json=as_json)
@@ -87,12 +106,14 @@ def _print(configuration: Configuration, *, as_json: bool) -> None:
 def run(configuration: Configuration) -> None:
     """Raises NodeError or StoreError when it cannot start; returns once drained."""
     import asyncio
+    import contextlib
     import logging
     import secrets
 
     settings = configuration.node
     _log(settings.log_level)
     server_config = settings.server_config()
+    metrics_address = settings.metrics_address()
 
     from adapter_store.settings import load_settings as load_store_settings
 
@@ -102,36 +123,60 @@ def run(configuration: Configuration) -> None:
 
     from adapter_store.reader import Reader
     from inference_node.engine.build import build_engine
+    from inference_node.rpc.accounts import NOBODY
     from inference_node.rpc.server import Membership
     from inference_node.rpc.server import serve as serve_engine
+    from inference_node.telemetry.refused import RefusedRecords
 
     say("loading the base model ...")
     config = settings.engine_config(settings.checkpoint())
     node, registry = secrets.token_hex(8), store_settings.open_registry()
+    refused = RefusedRecords()
     engine = build_engine(
         config,
-        reader=_reader(store, settings, store_settings, verifier),
+        reader=_reader(store, settings, store_settings, verifier, on_refused=refused.note),
         hints=store_settings.open_hints(node=node),
     )
     _meet(store, engine.card)
-    engine.start()
     host = server_config.listen.rpartition(":")[0]
-    asyncio.run(
-        serve_engine(
-            engine,
-            server_config,
-            on_ready=lambda port: _banner(
-                engine.info(),
-                f"{host}:{port}" if port else server_config.listen,
-                server_config.admin_listen,
-                store_settings,
-            ),
-            open_reader=lambda: Reader(store, verifier=verifier),
-            control=engine,
-            fleet=None if registry is None else Membership(registry, node),
+    metrics = _metrics(engine, settings, metrics_address, refused) if metrics_address else None
+    scraped = f"http://{metrics.address}/metrics" if metrics else NO_METRICS
+    with metrics or contextlib.nullcontext():
+        engine.start()
+        asyncio.run(
+            serve_engine(
+                engine,
+                server_config,
+                on_ready=lambda port: _banner(
+                    engine.info(),
+                    f"{host}:{port}" if port else server_config.listen,
+                    server_config.admin_listen,
+                    scraped,
+                    store_settings,
+                ),
+                open_reader=lambda: Reader(store, verifier=verifier),
+                control=engine,
+                fleet=None if registry is None else Membership(registry, node),
+                witness=metrics or NOBODY,
+            )
         )
-    )
     say("drained")
+
+
+def _metrics(
+    engine: EngineLoop, settings: NodeSettings, listen: str, refused: RefusedRecords
+) -> Metrics:
+    """Raises BadConfiguration when there is no Prometheus client, or the address cannot be had."""
+    try:
+        from inference_node.telemetry.node import Metrics
+    except ModuleNotFoundError as error:
+        raise BadConfiguration(
+            f"LORAPOOL_METRICS_LISTEN is set, and {error.name} is not installed",
+            hint="pip install 'lorapool[node]'",
+        ) from error
+    return Metrics(
+        engine, listen=listen, adapters=settings.metrics_adapters, records_refused=refused
+    )
 
 
 def _reader(
@@ -139,6 +184,8 @@ def _reader(
     settings: NodeSettings,
     store_settings: StoreSettings,
     verifier: Verifier | None,
+    *,
+    on_refused: Callable[[], None],
 ) -> Reader:
     import logging
 
@@ -154,12 +201,12 @@ def _reader(
             budget_bytes=settings.cache_mb * MIB,
             warn=log.warning,
         )
-    return Reader(
-        store,
-        cache=cache,
-        verifier=verifier,
-        on_refused=lambda error: log.warning("a record is refused: %s", error),
-    )
+
+    def refused(error: Untrusted) -> None:
+        on_refused()
+        log.warning("a record is refused: %s", error)
+
+    return Reader(store, cache=cache, verifier=verifier, on_refused=refused)
 
 
 def _meet(store: ObjectStore, card: BaseCard) -> None:
@@ -181,7 +228,7 @@ def _meet(store: ObjectStore, card: BaseCard) -> None:
         say(f"warning: the store was not checked, this node may only read it ({error})")
 
 
-def _banner(info: ModelInfo, address: str, admin: str, store: StoreSettings) -> None:
+def _banner(info: ModelInfo, address: str, admin: str, scraped: str, store: StoreSettings) -> None:
     saved = 100 * (1 - info.base_bytes / info.base_bytes_bf16)
     pool = info.pool
     say(f"serving   {info.name} ({info.architecture}), base {info.base_fingerprint[:12]}")
@@ -199,4 +246,5 @@ def _banner(info: ModelInfo, address: str, admin: str, store: StoreSettings) -> 
     say(f"hints     {hints}")
     say(f"trust     {store.trust_file or 'no trust file: signatures are not checked'}")
     say(f"orders    {admin or 'nowhere: LORAPOOL_ADMIN_LISTEN is not set'}")
+    say(f"metrics   {scraped}")
     say(f"ready     {address} (gRPC: lorapool.v1, health, reflection)")

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapter_store.settings import StoreSettings
+from inference_node.addresses import is_loopback
 from inference_node.config import EngineConfig
 from inference_node.errors import BadConfiguration
 from inference_node.rpc.auth import AuthConfig
@@ -53,6 +54,12 @@ class NodeSettings(BaseSettings):
     """host:port of the gRPC server for operators, AdapterService; none when empty."""
     advertise: str = _SERVER.advertise
     """host:port at which clients reach `listen`, as the fleet is told; empty: `listen` itself."""
+    metrics_listen: str = ""
+    """host:port where Prometheus scrapes `/metrics`, over plain HTTP; nowhere when empty."""
+    metrics_insecure: bool = False
+    """Let scrapes come from beyond loopback: they tell names of tenants and adapters to anybody."""
+    metrics_adapters: int = Field(default=50, ge=0)
+    """Adapters that have series of their own; the others share one."""
     insecure: bool = _SERVER.insecure
     """Listen beyond loopback although calls are not both encrypted and authenticated."""
     tls_cert_file: Path | None = None
@@ -166,6 +173,22 @@ class NodeSettings(BaseSettings):
             drain_seconds=self.drain_seconds,
             reflection=self.reflection,
         )
+
+    def metrics_address(self) -> str:
+        """Where scrapes are answered; empty for nowhere. Raises BadConfiguration."""
+        listen = self.metrics_listen
+        if not listen:
+            return ""
+        if listen.startswith("unix:"):
+            raise BadConfiguration(f"{PREFIX}METRICS_LISTEN={listen!r} is not host:port")
+        if not (is_loopback(listen) or self.metrics_insecure or self.insecure):
+            raise BadConfiguration(
+                f"{PREFIX}METRICS_LISTEN={listen!r} is reachable from other machines, and scrapes "
+                "are neither encrypted nor authenticated",
+                hint="listen on 127.0.0.1, or set LORAPOOL_METRICS_INSECURE=1 where the network "
+                "lets only Prometheus in",
+            )
+        return listen
 
     def _tls(self) -> TlsFiles | None:
         cert, key = self.tls_cert_file, self.tls_key_file

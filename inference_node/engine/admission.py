@@ -75,6 +75,8 @@ class Admission:
         self._page_wait = page_wait
         self._claims: dict[Sequence, Claim] = {}
         """Of requests that hold no lease yet, or none for now."""
+        self.made_way = 0
+        """Versions that were taken off running requests because others had waited too long."""
 
     def begin(self, sequence: Sequence) -> None:
         """Take charge of a request until it is ready or failed."""
@@ -141,6 +143,7 @@ class Admission:
         newcomer = not all(map(self.arrivals.is_swap, starving))
         served = {name: self.names.serving(*name) for name in self._slots.served_names()}
         drained = make_way(self._slots, wanted, before, requests, newcomer=newcomer)
+        self.made_way += len(drained)
         for resident in drained:
             log.debug("%s makes way: others have waited for its pages", resident.key)
             names = [e for e in served.values() if e is not None and e.key == resident.key]
@@ -269,6 +272,7 @@ class Admission:
         return checked is not None and self._clock() - checked <= self._max_staleness
 
     def _on_resolved(self, found: Resolved) -> None:
+        self.arrivals.meter.looked_up(found.seconds)
         lookup = self.lookups.answered(found.token, None, asked=found.asked)
         if lookup is None:
             return
@@ -301,6 +305,7 @@ class Admission:
             self._bind(claim, self.names.serving(entry.tenant, entry.adapter) or current)
 
     def _on_unresolved(self, answer: Unresolved) -> None:
+        self.arrivals.meter.looked_up(answer.seconds, answer.error.reason)
         lookup = self.lookups.answered(answer.token, answer.error)
         if lookup is None:
             return

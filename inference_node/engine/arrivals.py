@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 
 from adapter_store.record import VersionRef
 from inference_node.adapters.backoff import Backoff, Delays
-from inference_node.adapters.loader import Filled, Loader, Prepared, Target, Unfilled, Unprepared
+from inference_node.adapters.load_meter import FROM_HOST, FROM_STORE, LoadMeter
+from inference_node.adapters.loader import (
+    Fetched,
+    Filled,
+    Loader,
+    Prepared,
+    Target,
+    Unfilled,
+    Unprepared,
+)
 from inference_node.adapters.outcomes import is_permanent
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
@@ -44,6 +53,11 @@ class Arrival:
     host: HostAdapter | None = None
     """Set while it is ready and waits for pages."""
     ready_at: float = 0.0
+    wanted_at: float = 0.0
+    staged_at: float = 0.0
+    """When it was given pages."""
+    source: str = FROM_HOST
+    """Where its weights came from."""
 
 
 class Arrivals:
@@ -67,6 +81,13 @@ class Arrivals:
         self._coming: dict[VersionKey, Arrival] = {}
         self._setbacks: Backoff[VersionKey] = Backoff(RETRIES, clock=clock, random=random)
         self._successors = Successors()
+        self._in_work: set[VersionKey] = set()
+        self.meter = LoadMeter()
+
+    @property
+    def in_work(self) -> int:
+        """Versions that workers fetch, check or copy now, or have yet to begin with."""
+        return len(self._in_work)
 
     def claim(self, claim: Claim, target: Target) -> None:
         """Grant the claim when the version is resident: now, or once it is."""
@@ -143,8 +164,9 @@ class Arrivals:
         self, entry: Entry, host: HostAdapter, names: list[Entry], claims: list[Claim]
     ) -> None:
         """A version that makes way is to come again, for those who held it."""
+        now = self._clock()
         self._coming[entry.key] = Arrival(
-            entry, claims, names, fetching=False, host=host, ready_at=self._clock()
+            entry, claims, names, fetching=False, host=host, ready_at=now, wanted_at=now
         )
 
     def coming(self) -> Mapping[VersionKey, Arrival]:
@@ -158,6 +180,8 @@ class Arrivals:
         """Raises AssertionError when a version on its way could be lost."""
         staging = {h.key for h in self._slots.holders() if h.state is Residency.STAGING}
         assert staging <= self._coming.keys(), "pages are being filled for nobody"
+        fetching = {key for key, arrival in self._coming.items() if arrival.fetching}
+        assert self._in_work == staging | fetching, "what is in work does not add up"
         for key, arrival in self._coming.items():
             places = arrival.fetching + (arrival.host is not None) + (key in staging)
             assert places == 1, f"{arrival.entry} is in {places} places"
@@ -179,17 +203,21 @@ class Arrivals:
 
     def on_event(self, event: Prepared | Unprepared | Filled | Unfilled) -> None:
         match event:
-            case Prepared(key, host):
+            case Prepared(key, host, fetched):
                 self._loader.settled(key)
-                self._on_prepared(key, host)
+                self._in_work.discard(key)
+                self._on_prepared(key, host, fetched)
             case Unprepared(key, error):
                 self._loader.settled(key)
+                self._in_work.discard(key)
                 self._give_up(key, error)
             case Filled(staged):
+                self._in_work.discard(staged.key)
                 self._slots.activate(staged, now=self._clock())
                 self._setbacks.succeeded(staged.key)
                 self._on_resident(staged.key)
             case Unfilled(staged, error, wiped):
+                self._in_work.discard(staged.key)
                 if wiped:
                     self._slots.abandon(staged)
                 else:
@@ -243,13 +271,19 @@ class Arrivals:
 
     def _fill(self, arrival: Arrival, host: HostAdapter) -> None:
         arrival.host = None
+        arrival.staged_at = self._clock()
+        self.meter.stage.observe(arrival.staged_at - arrival.ready_at)
+        self._in_work.add(arrival.entry.key)
         staged = self._slots.stage(arrival.entry.key, wanted=host.pages, scale=host.scale)
         self._pool.claim(staged)
         self._names.tell_watcher()
         self._loader.fill(staged, host)
 
     def _begin(self, target: Target) -> Arrival:
-        arrival = self._coming[target.entry.key] = Arrival(target.entry, version=target.version)
+        arrival = self._coming[target.entry.key] = Arrival(
+            target.entry, version=target.version, wanted_at=self._clock()
+        )
+        self._in_work.add(target.entry.key)
         self._loader.prepare(target)
         return arrival
 
@@ -268,6 +302,7 @@ class Arrivals:
         if not self._loader.call_off(key):
             return False
         del self._coming[key]
+        self._in_work.discard(key)
         self._successors.fetched(key)
         return True
 
@@ -296,10 +331,13 @@ class Arrivals:
         if self._names.replaces(target.entry):
             self.bring(target)
 
-    def _on_prepared(self, key: VersionKey, host: HostAdapter) -> None:
+    def _on_prepared(self, key: VersionKey, host: HostAdapter, fetched: Fetched | None) -> None:
+        if fetched is not None:
+            self.meter.fetched(fetch=fetched.fetch, verify=fetched.verify, size=fetched.bytes)
         arrival = self._coming.get(key)
         if arrival is not None and arrival.fetching:
             self._slots.expect(host.pages)
+            arrival.source = FROM_STORE if fetched is not None else FROM_HOST
             arrival.host = host
             arrival.fetching = False
             arrival.ready_at = self._clock()
@@ -308,6 +346,10 @@ class Arrivals:
 
     def _on_resident(self, key: VersionKey) -> None:
         arrival = self._coming.pop(key)
+        now = self._clock()
+        self.meter.arrived(
+            arrival.source, promote=now - arrival.staged_at, whole=now - arrival.wanted_at
+        )
         for entry in arrival.names:
             self._names.serve(entry)
         for claim in arrival.claims:
@@ -317,6 +359,7 @@ class Arrivals:
     def _give_up(self, key: VersionKey, error: NodeError) -> None:
         """The version cannot be had: its claims are refused, names keep serving what they serve."""
         passing = not is_permanent(error)
+        self.meter.refused[error.reason] += 1
         if passing:
             self._setbacks.failed(key, error.again())
         arrival = self._coming.pop(key, None)

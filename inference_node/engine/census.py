@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 
 from adapter_store.fleet import Copy, Holding, Standing
-from inference_node.adapters.host_tier import HostTier
+from inference_node.adapters.host_tier import HostCopy, HostTier
 from inference_node.adapters.slots import SlotTable
-from inference_node.adapters.versions import Entry, Residency, Resident, VersionKey
+from inference_node.adapters.versions import Entry, Residency, Resident
 from inference_node.engine.arrivals import Arrival, Arrivals
 from inference_node.engine.names import Name, Names
-from inference_node.request import Served
 from inference_node.residency import GroupUse, LoadedVersion, PoolUse, Tier, VersionState
 
 _STATES = {
@@ -27,6 +28,14 @@ class GroupSize:
 
     name: str
     page_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All versions counted, each in its nearest tier, and some of them by name."""
+
+    versions: Mapping[tuple[Tier, VersionState], int]
+    listed: tuple[LoadedVersion, ...]
 
 
 class Census:
@@ -49,13 +58,23 @@ class Census:
         self._groups = tuple(groups)
         self._clock = clock
 
+    @property
+    def host_evictions(self) -> int:
+        """Copies that made room for others on the host."""
+        return self._host.evictions
+
     def resident(self, held: Resident) -> LoadedVersion:
         """A version that has pages."""
+        return self._resident(held, self._names.served_by(held.key))
+
+    def _resident(self, held: Resident, names: Sequence[Entry]) -> LoadedVersion:
         entry = self._entry(held)
         waits = held.leases or held.state is Residency.STAGING
         return LoadedVersion(
             served=entry.served,
-            names=self._names_of(held.key) if held.state is Residency.RESIDENT else (),
+            names=tuple(entry.served for entry in names)
+            if held.state is Residency.RESIDENT
+            else (),
             tier=Tier.DEVICE,
             state=_STATES[held.state],
             pages=tuple(map(len, held.pages)),
@@ -70,17 +89,49 @@ class Census:
 
     def loaded(self) -> tuple[LoadedVersion, ...]:
         """Every version on the device, on the way, or on the host alone."""
-        found = [self.resident(held) for held in self._slots.holders()]
-        elsewhere = {held.key for held in self._slots.holders()}
-        for key, arrival in self._arrivals.coming().items():
-            if not self._slots.holds(key):
-                found.append(self._arriving(arrival))
-                elsewhere.add(key)
-        for copy in self._host.copies():
-            if copy.entry.key not in elsewhere:
-                idle = max(0.0, self._clock() - copy.used_at)
-                found.append(self._off_device(copy.entry, copy.host.bytes, idle))
-        return tuple(sorted(found, key=_place))
+        holders, arriving, copies = self._slots.holders(), self._arriving(), self._copies()
+        return tuple(sorted(self._described(holders, arriving, copies), key=_place))
+
+    def survey(self, listed: int) -> Survey:
+        """Up to `listed` versions by name, those used last, from the device outwards."""
+        holders, arriving, copies = self._slots.holders(), self._arriving(), self._copies()
+        versions: Counter[tuple[Tier, VersionState]] = Counter()
+        for held in holders:
+            versions[Tier.DEVICE, _STATES[held.state]] += 1
+        on_host = sum(arrival.host is not None for arrival in arriving)
+        versions[Tier.STORE, VersionState.FETCHING] = len(arriving) - on_host
+        versions[Tier.HOST, VersionState.VERIFIED] = on_host + len(copies)
+        holders = nlargest(listed, holders, key=lambda held: (held.last_used, held.stamp))
+        listed -= len(holders)
+        arriving = arriving[:listed]
+        copies = nlargest(listed - len(arriving), copies, key=lambda copy: copy.used_at)
+        return Survey(versions, tuple(self._described(holders, arriving, copies)))
+
+    def _arriving(self) -> list[Arrival]:
+        """Versions on the way to the device, without pages yet."""
+        return [
+            arrival
+            for key, arrival in self._arrivals.coming().items()
+            if not self._slots.holds(key)
+        ]
+
+    def _copies(self) -> list[HostCopy]:
+        """What is on the host alone, and not on the way from there."""
+        elsewhere = {held.key for held in self._slots.holders()} | self._arrivals.coming().keys()
+        return [copy for copy in self._host.copies() if copy.entry.key not in elsewhere]
+
+    def _described(
+        self, holders: Sequence[Resident], arriving: Sequence[Arrival], copies: Sequence[HostCopy]
+    ) -> list[LoadedVersion]:
+        names, now = self._names.by_version(), self._clock()
+        return [
+            *(self._resident(held, names.get(held.key, ())) for held in holders),
+            *map(self._on_its_way, arriving),
+            *(
+                self._off_device(copy.entry, copy.host.bytes, max(0.0, now - copy.used_at))
+                for copy in copies
+            ),
+        ]
 
     def pool(self) -> PoolUse:
         """Pages by what they are used for, and what waits for some."""
@@ -151,7 +202,7 @@ class Census:
             )
         return tuple(found)
 
-    def _arriving(self, arrival: Arrival) -> LoadedVersion:
+    def _on_its_way(self, arrival: Arrival) -> LoadedVersion:
         if arrival.host is not None:
             return self._off_device(arrival.entry, arrival.host.bytes, 0.0)
         return LoadedVersion(
@@ -182,9 +233,6 @@ class Census:
     @property
     def _nothing(self) -> tuple[int, ...]:
         return (0,) * len(self._groups)
-
-    def _names_of(self, key: VersionKey) -> tuple[Served, ...]:
-        return tuple(entry.served for entry in self._names.served_by(key))
 
     def _entry(self, held: Resident) -> Entry:
         if held.known_as:

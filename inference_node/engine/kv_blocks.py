@@ -29,6 +29,11 @@ class BlockAllocator:
     def free(self) -> int:
         return len(self._blank) + len(self._kept)
 
+    @property
+    def kept(self) -> int:
+        """Of those that are free: blocks whose content has a name."""
+        return len(self._kept)
+
     def needed(self, tokens: int) -> int:
         """Blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_tokens)

@@ -23,11 +23,13 @@ from inference_node.engine.census import Census, GroupSize
 from inference_node.engine.deadlines import Deadlines
 from inference_node.engine.inbox import Cancel, Inbox, Stop, Submit
 from inference_node.engine.intake import Intake
+from inference_node.engine.meters import Meters
 from inference_node.engine.order_desk import OrderDesk
 from inference_node.engine.order_window import OrderWindow
 from inference_node.engine.orders import Order
+from inference_node.engine.readout import Readout
 from inference_node.engine.runner import Drawn, Runner
-from inference_node.engine.scheduler import Scheduler
+from inference_node.engine.scheduler import Scheduler, Step
 from inference_node.engine.sequence import Phase, Sequence
 from inference_node.errors import (
     Cancelled,
@@ -102,10 +104,24 @@ class EngineLoop(OrderWindow):
         self._clock = clock
         self._active: dict[str, Sequence] = {}
         names, arrivals = self._admission.names, self._admission.arrivals
+        self._meters = Meters()
+        census = Census(slots, arrivals, loader.host, names, groups=groups, clock=clock)
+        readout = Readout(
+            self._meters,
+            census,
+            self._admission,
+            scheduler,
+            slots,
+            requests=self._active.values,
+            limit=max_queue,
+            hints_healthy=lambda: watcher.hints_healthy,
+            clock=clock,
+        )
         self._desk = OrderDesk(
             self._admission,
             slots,
-            Census(slots, arrivals, loader.host, names, groups=groups, clock=clock),
+            census,
+            readout,
             requests=self._active.values,
             fail=self._fail,
             clock=clock,
@@ -220,9 +236,8 @@ class EngineLoop(OrderWindow):
         step = self._scheduler.schedule()
         if step is None:
             return True
-        now = self._clock()
-        for item in step.work:
-            item.sequence.first_step_at = item.sequence.first_step_at or now
+        self._begin_step(step)
+        began = self._clock()
         try:
             drawn = self._runner.run(step)
         except Exception:
@@ -231,10 +246,19 @@ class EngineLoop(OrderWindow):
                 self._scheduler.distrust(item.sequence)
                 self._fail(item.sequence, EngineFailure("the step failed", retry_after=1.0))
             return False
+        self._meters.end_step(self._clock() - began)
         self._scheduler.ran(step)
         for result in drawn:
             self._hand_out(result)
         return False
+
+    def _begin_step(self, step: Step) -> None:
+        self._meters.begin_step(loading=self._admission.arrivals.in_work > 0)
+        now = self._clock()
+        for item in step.work:
+            if not item.sequence.first_step_at:
+                item.sequence.first_step_at = now
+                self._meters.began(item.sequence)
 
     def _receive(self, *, block: bool) -> None:
         clocks = (self._deadlines, self._desk, self._admission) if block else ()
@@ -254,7 +278,10 @@ class EngineLoop(OrderWindow):
                 case Order():
                     self._desk.take(message)
                 case _:
+                    began = self._clock()
                     self._admission.on_event(message)
+                    if not self._scheduler.idle:
+                        self._meters.stalled += self._clock() - began
 
     def _begin(self, sequence: Sequence) -> None:
         request_id = sequence.request.request_id
@@ -272,6 +299,8 @@ class EngineLoop(OrderWindow):
     def _on_ready(self, sequence: Sequence) -> None:
         if not sequence.ready_at:
             sequence.ready_at = self._clock()
+            if sequence.entry is not None:
+                self._meters.ready(sequence)
             self._tell(sequence, Started(sequence.served))
         self._scheduler.add(sequence)
 
@@ -291,6 +320,7 @@ class EngineLoop(OrderWindow):
             )
             return
         now = self._clock()
+        self._meters.token(sequence, now)
         sequence.tokens.append(token)
         sequence.unsent.append(token)
         if result.score is not None:

@@ -20,6 +20,8 @@ class Names:
         """The generation that each name has served, or was deleted at: nothing older serves it."""
         self.withdrawals = 0
         """How often what a name served was no longer to be believed: the way back."""
+        self.swaps = 0
+        """How often a served name went on to another version."""
 
     def serving(self, tenant: str, adapter: str) -> Entry | None:
         return self._slots.serving(tenant, adapter)
@@ -28,6 +30,15 @@ class Names:
         """Every name that means this version, as it is served."""
         served = (self._slots.serving(*name) for name in self._slots.served_names())
         return [entry for entry in served if entry is not None and entry.key == key]
+
+    def by_version(self) -> dict[VersionKey, list[Entry]]:
+        """As `served_by`, of every version that any name means."""
+        found: dict[VersionKey, list[Entry]] = {}
+        for name in self._slots.served_names():
+            entry = self._slots.serving(*name)
+            if entry is not None:
+                found.setdefault(entry.key, []).append(entry)
+        return found
 
     def is_news(self, entry: Entry) -> bool:
         """Whether its name has not gone past it while it was loading."""
@@ -55,6 +66,7 @@ class Names:
         current = self._slots.serving(entry.tenant, entry.adapter)
         if self.is_news(entry) and (current is None or current.gen < entry.gen):
             self._slots.serve(entry)
+            self.swaps += current is not None and current.key != entry.key
             self._reached[entry.tenant, entry.adapter] = entry.gen
             self.tell_watcher()
 

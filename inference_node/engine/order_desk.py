@@ -21,11 +21,13 @@ from inference_node.engine.orders import (
     AnyOrder,
     ListLoaded,
     Load,
+    Read,
     ReadHoldings,
     ReadPool,
     Unload,
     Unpin,
 )
+from inference_node.engine.readout import Readout
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import (
     AdapterNotFound,
@@ -64,6 +66,7 @@ class OrderDesk:
         admission: Admission,
         slots: SlotTable,
         census: Census,
+        readout: Readout,
         *,
         requests: Callable[[], Collection[Sequence]],
         fail: Callable[[Sequence, NodeError], None],
@@ -73,6 +76,7 @@ class OrderDesk:
         self._admission = admission
         self._slots = slots
         self._census = census
+        self._readout = readout
         self._requests = requests
         self._fail = fail
         self._clock = clock
@@ -96,6 +100,8 @@ class OrderDesk:
                     order.finish(self._census.pool())
                 case ReadHoldings():
                     order.finish(self._census.holdings())
+                case Read(listed=listed):
+                    order.finish(self._readout.read(listed=listed))
         except NodeError as error:
             order.fail(error)
 

@@ -13,18 +13,21 @@ from inference_node.engine.orders import (
     AnyOrder,
     ListLoaded,
     Load,
+    Read,
     ReadHoldings,
     ReadPool,
     Unload,
     Unpin,
 )
+from inference_node.readings import Readings
 from inference_node.residency import ORDER_SECONDS, LoadedVersion, PoolUse, Unloaded
 
 Posted = TypeVar("Posted", bound=AnyOrder)
 
 
 class OrderWindow:
-    """`inference_node.residency.ResidencyControl`, which says what each order means."""
+    """`inference_node.residency.ResidencyControl`, which says what each order means, and
+    `inference_node.readings.Readable`."""
 
     def __init__(self, intake: Intake, inbox: Inbox, *, clock: Callable[[], float]) -> None:
         self._door = intake
@@ -61,6 +64,9 @@ class OrderWindow:
 
     def holdings(self) -> Future[tuple[Holding, ...]]:
         return self._post(ReadHoldings()).answer
+
+    def read(self, *, listed: int) -> Future[Readings]:
+        return self._post(Read(listed=listed)).answer
 
     def _post(self, order: Posted) -> Posted:
         with self._door.opened():

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from adapter_store.fleet import Holding
 from inference_node.errors import NodeError
+from inference_node.readings import Readings
 from inference_node.residency import LoadedVersion, PoolUse, Unloaded
 
 T = TypeVar("T")
@@ -74,4 +75,9 @@ class ReadHoldings(Order[tuple[Holding, ...]]):
     pass
 
 
-AnyOrder = Load | Unpin | Unload | ListLoaded | ReadPool | ReadHoldings
+@dataclass(slots=True, eq=False, kw_only=True)
+class Read(Order[Readings]):
+    listed: int
+
+
+AnyOrder = Load | Unpin | Unload | ListLoaded | ReadPool | ReadHoldings | Read

@@ -61,6 +61,7 @@ class Scheduler:
         """By place: the last is the first to give way."""
         self._gave_way = False
         """Somebody was preempted in this step: nobody else is let in before the next."""
+        self.preemptions = 0
 
     @property
     def running(self) -> tuple[Sequence, ...]:
@@ -237,6 +238,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         self._gave_way = True
+        self.preemptions += 1
         self._running.remove(victim)
         self._fairness.dismiss(victim)
         self._free(victim)

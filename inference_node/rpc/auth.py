@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import inspect
 import logging
 import secrets
 import time
@@ -33,6 +32,7 @@ from inference_node.errors import (
     NodeError,
     Unauthenticated,
 )
+from inference_node.rpc.handlers import wrapped
 from inference_node.rpc.identities import Identities, known_as, read_identities
 from inference_node.rpc.reloaded import Reloaded
 from inference_node.rpc.scopes import EVERYTHING, Role, Scope
@@ -187,7 +187,15 @@ class Gate(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or self._open:
             return handler
-        return _guarded(handler, lambda context: self.admit(handler_call_details.method, context))
+        return wrapped(
+            handler, lambda context: self._admitted(handler_call_details.method, context)
+        )
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
+        async with answering(context):
+            _caller.set(self.admit(method, context))
+        yield
 
     def admit(self, method: str, context: Context) -> Caller:
         """Who calls `method`. Raises Unauthenticated and Forbidden."""
@@ -244,42 +252,3 @@ class Gate(grpc.aio.ServerInterceptor):
         if known is None:
             raise TokenRefused(f"neither a token nor a certificate that is known ({names[:4]})")
         return Caller(known, identities[known])
-
-
-Admit = Callable[[Context], Caller]
-
-
-def _guarded(handler: Handler, admit: Admit) -> Handler:
-    """`handler`, once `admit` has said who calls."""
-    kinds: tuple[tuple[Any, Any], ...] = (
-        (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
-        (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
-        (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
-        (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
-    )
-    behaviour, make = next(kind for kind in kinds if kind[0] is not None)
-    generates = inspect.isasyncgenfunction(behaviour)
-    guarded = _generator(behaviour, admit) if generates else _method(behaviour, admit)
-    made: Handler = make(guarded, handler.request_deserializer, handler.response_serializer)
-    return made
-
-
-def _method(behaviour: Any, admit: Admit) -> Any:
-    async def guarded(request: Any, context: Context) -> Any:
-        async with answering(context):
-            _caller.set(admit(context))
-        answer = behaviour(request, context)
-        # What a service leaves out is a plain function in the generated code.
-        return await answer if inspect.isawaitable(answer) else answer
-
-    return guarded
-
-
-def _generator(behaviour: Any, admit: Admit) -> Any:
-    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with answering(context):
-            _caller.set(admit(context))
-        async for response in behaviour(request, context):
-            yield response
-
-    return guarded

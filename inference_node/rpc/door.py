@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from inference_node.errors import BadConfiguration
+from inference_node.rpc.accounts import Counted, Witness
 from inference_node.rpc.auth import Gate
 from inference_node.rpc.limits import ServerConfig, channel_options
 from inference_node.rpc.tls import server_credentials
@@ -30,7 +31,12 @@ class Door:
     """A gRPC server on one address. `bind`, `open`, and `close` once."""
 
     def __init__(
-        self, listen: str, variable: str, config: ServerConfig, services: Iterable[Service]
+        self,
+        listen: str,
+        variable: str,
+        config: ServerConfig,
+        services: Iterable[Service],
+        witness: Witness,
     ) -> None:
         """`variable` is the setting that says where it listens."""
         self._listen = listen
@@ -38,7 +44,7 @@ class Door:
         self._tls = config.tls
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[Gate(config.auth)],
+            interceptors=[Counted(witness), Gate(config.auth)],
             options=channel_options(),
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )

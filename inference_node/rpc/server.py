@@ -30,6 +30,7 @@ from inference_node.pb.lorapool.v1 import (
     inference_pb2_grpc,
 )
 from inference_node.residency import ResidencyControl
+from inference_node.rpc.accounts import NOBODY, Witness
 from inference_node.rpc.adapters import AdapterServicer
 from inference_node.rpc.catalog import CatalogServicer
 from inference_node.rpc.door import Door, Service
@@ -71,33 +72,37 @@ class NodeServer:
         open_reader: Callable[[], Reader] | None = None,
         control: ResidencyControl | None = None,
         fleet: Membership | None = None,
+        witness: Witness = NOBODY,
     ) -> None:
         """`open_reader` opens the store for CatalogService, which is not served without.
 
         `control` takes the orders of AdapterService, where the configuration has an address for it,
-        and says what the node has, where it is to tell a `fleet`.
+        and says what the node has, where it is to tell a `fleet`. `witness` is told what becomes of
+        calls.
         """
         self._engine = engine
         self._config = config
         self._control = control
         self._fleet = fleet
         self._herald: Herald | None = None
+        self._witness = witness
         self._tally = tally = Tally()
         self._servicer = InferenceServicer(
             engine,
             tally,
             Quotas(_quota_table(config.quotas), clock=time.monotonic),
+            witness,
             max_request_seconds=config.max_request_seconds,
         )
         self._catalog = None if open_reader is None else CatalogServicer(open_reader)
         self._adapters = None
-        self._door = Door(config.listen, "LORAPOOL_LISTEN", config, self._services())
+        self._door = Door(config.listen, "LORAPOOL_LISTEN", config, self._services(), witness)
         self._doors = [self._door]
         if config.admin_listen and control is not None:
             self._adapters = AdapterServicer(control, engine.info, tally)
             add = partial(adapters_pb2_grpc.add_AdapterServiceServicer_to_server, self._adapters)
             services = [Service(ADAPTERS, add)]
-            admin = Door(config.admin_listen, "LORAPOOL_ADMIN_LISTEN", config, services)
+            admin = Door(config.admin_listen, "LORAPOOL_ADMIN_LISTEN", config, services, witness)
             self._doors.append(admin)
         self._draining = False
         self._watch: asyncio.Task[None] | None = None
@@ -142,6 +147,7 @@ class NodeServer:
         self._draining = True
         if self._herald is not None:
             self._herald.drain()
+        self._witness.leaving()
         await self._tell_health(alive=self._engine.healthy())
         await _wait(hurry, self._config.drain_delay)
         if self._adapters is not None:
@@ -211,6 +217,7 @@ async def serve(
     open_reader: Callable[[], Reader] | None = None,
     control: ResidencyControl | None = None,
     fleet: Membership | None = None,
+    witness: Witness = NOBODY,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `on_ready` is told the port."""
     loop = asyncio.get_running_loop()
@@ -221,7 +228,9 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    server = NodeServer(engine, config, open_reader=open_reader, control=control, fleet=fleet)
+    server = NodeServer(
+        engine, config, open_reader=open_reader, control=control, fleet=fleet, witness=witness
+    )
     await server.start()
     on_ready(server.port)
     await leave.wait()

@@ -28,6 +28,7 @@ from inference_node.request import (
     TokenScore,
 )
 from inference_node.rpc import answers, convert
+from inference_node.rpc.accounts import Account, Witness, account
 from inference_node.rpc.auth import grant
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.mailbox import Mailbox
@@ -46,10 +47,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """`lorapool.v1.InferenceService`."""
 
     def __init__(
-        self, engine: Engine, tally: Tally, quotas: Quotas, *, max_request_seconds: float
+        self,
+        engine: Engine,
+        tally: Tally,
+        quotas: Quotas,
+        witness: Witness,
+        *,
+        max_request_seconds: float,
     ) -> None:
         self._engine = engine
         self._tally = tally
+        self._witness = witness
         self._quotas = quotas
         self._max_request_seconds = max_request_seconds
         self._bounds = convert.Bounds(engine.info().max_context, engine.tokenizer.vocab_size)
@@ -59,7 +67,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._in_flight: set[str] = set()
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        async with answering(context), self._accepted(request, context) as call:
+        async with answering(context), self._accepted("Generate", request, context) as call:
             texts: list[str] = []
             token_ids: list[int] = []
             scores: list[TokenScore] = []
@@ -96,7 +104,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         async with answering(context):
             if not request.HasField("request"):
                 raise InvalidRequest("request", "is required")
-            async with self._accepted(request.request, context) as call:
+            async with self._accepted("StreamGenerate", request.request, context) as call:
                 while True:
                     match await call.next():
                         case Started() as started:
@@ -142,9 +150,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     @contextlib.asynccontextmanager
     async def _accepted(
-        self, message: pb.GenerateRequest, context: Context
+        self, method: str, message: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[_Call]:
         """Submit, and cancel at once when the body is left before the engine is done."""
+        with account(method, self._witness) as opened:
+            async with self._asked(message, context, opened) as call:
+                yield call
+
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self, message: pb.GenerateRequest, context: Context, opened: Account
+    ) -> AsyncIterator[_Call]:
         convert.check_route(context.invocation_metadata(), message.adapter)
         remaining = context.time_remaining()
         limit = self._max_request_seconds
@@ -154,6 +170,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 message, bounds=self._bounds, encoder=self._engine.tokenizer, deadline=deadline
             )
         )
+        opened.accept(request)
         granted = grant(request.tenant, request.adapter)
         tokens = len(request.prompt) + request.stopping.max_new_tokens
         with (
@@ -164,7 +181,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             ) as mailbox,
         ):
             stay.used = len(request.prompt)
-            yield _Call(request.request_id, mailbox, deadline, stay)
+            yield _Call(request.request_id, mailbox, deadline, stay, opened)
 
     @contextlib.contextmanager
     def _submitted(self, request: Request) -> Iterator[Mailbox]:
@@ -199,6 +216,7 @@ class _Call:
     mailbox: Mailbox
     deadline: float
     stay: Stay
+    account: Account
 
     async def next(self) -> Event:
         """The next event. Raises DeadlineExpired when even the engine's own answer is overdue."""
@@ -207,6 +225,7 @@ class _Call:
                 event = await self.mailbox.next()
         except TimeoutError:
             raise DeadlineExpired("the engine gave no answer by the deadline") from None
+        self.account.note(event)
         if isinstance(event, Delta):
             self.stay.used += len(event.token_ids)
         return event

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from adapter_store.reader import Reader
 from inference_node.residency import ResidencyControl
+from inference_node.rpc.accounts import NOBODY, Witness
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.limits import ServerConfig
 from inference_node.rpc.server import Membership, NodeServer
@@ -31,6 +32,7 @@ def running_server(
     open_reader: Callable[[], Reader] | None = None,
     control: ResidencyControl | None = None,
     fleet: Membership | None = None,
+    witness: Witness = NOBODY,
 ) -> Iterator[NodeServer]:
     """A server that has started, with whatever services it has what they need for."""
     loop = asyncio.new_event_loop()
@@ -38,7 +40,9 @@ def running_server(
     thread.start()
 
     async def start() -> NodeServer:
-        server = NodeServer(engine, config, open_reader=open_reader, control=control, fleet=fleet)
+        server = NodeServer(
+            engine, config, open_reader=open_reader, control=control, fleet=fleet, witness=witness
+        )
         await server.start()
         return server
 

@@ -1,0 +1,174 @@
+"""What becomes of each call, told once to whoever counts and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import grpc
+
+from inference_node.ended import Ended, Outcome, outcome_of
+from inference_node.errors import Cancelled, EngineFailure, NodeError
+from inference_node.request import Completed, Delta, Event, Failed, Request, Served, Started
+from inference_node.rpc.auth import POLICIES, caller
+from inference_node.rpc.handlers import wrapped
+
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Witness(Protocol):
+    """Is told on the event loop, and must not block it."""
+
+    def ended(self, ended: Ended) -> None:
+        """A request to generate is over."""
+        ...
+
+    def answered(self, method: str, code: str) -> None:
+        """A call of `method`, `package.Service/Method`, is over."""
+        ...
+
+    def leaving(self) -> None:
+        """The node has been told to leave."""
+        ...
+
+
+class Nobody:
+    """A witness that forgets."""
+
+    def ended(self, ended: Ended) -> None: ...
+
+    def answered(self, method: str, code: str) -> None: ...
+
+    def leaving(self) -> None: ...
+
+
+NOBODY = Nobody()
+
+
+class Account:
+    """One request to generate, from its arrival to its end."""
+
+    def __init__(self, method: str, clock: Callable[[], float]) -> None:
+        self._method = method
+        self._clock = clock
+        self._began = clock()
+        self._request: Request | None = None
+        self._served: Served | None = None
+        self._completed: Completed | None = None
+        self._first_token: float | None = None
+        self._tokens = 0
+
+    def accept(self, request: Request) -> None:
+        """What was asked obeys its bounds."""
+        self._request = request
+
+    def note(self, event: Event) -> None:
+        """One event of the engine, on its way to the caller."""
+        match event:
+            case Started(served):
+                self._served = served
+            case Delta(token_ids=token_ids):
+                self._tokens += len(token_ids)
+                if self._first_token is None:
+                    self._first_token = self._clock() - self._began
+            case Completed():
+                self._completed = event
+            case Failed(served=served):
+                self._served = served or self._served
+            case _:
+                pass
+
+    def close(self, error: BaseException | None) -> Ended:
+        """`error` is what the request ended with instead of its last token."""
+        request, done = self._request, self._completed
+        if error is None and done is not None:
+            outcome, reason = Outcome.COMPLETED, done.finish_reason.value.upper()
+        else:
+            outcome, reason = outcome_of(error or EngineFailure("")), _reason(error)
+        return Ended(
+            method=self._method,
+            request_id=request.request_id if request else "",
+            caller=caller().name,
+            tenant=request.tenant if request else "",
+            adapter=request.adapter if request else "",
+            served=self._served,
+            outcome=outcome,
+            reason=reason,
+            prompt_tokens=len(request.prompt) if request else 0,
+            cached_tokens=done.usage.cached_tokens if done else 0,
+            generated_tokens=self._tokens,
+            seconds=self._clock() - self._began,
+            first_token=self._first_token,
+            timings=done.timings if done else None,
+        )
+
+
+@contextlib.contextmanager
+def account(
+    method: str, witness: Witness, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Account]:
+    """Tells `witness` how the body ended, whatever it raised."""
+    opened = Account(method, clock)
+    error: BaseException | None = None
+    try:
+        yield opened
+    except asyncio.CancelledError:
+        error = Cancelled("the caller went away")
+        raise
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        witness.ended(opened.close(error))
+
+
+class Counted(grpc.aio.ServerInterceptor):
+    """Tells a witness with which status each call ended. The first interceptor: it sees all."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method not in POLICIES:
+            return handler
+        return wrapped(handler, lambda context: self._counting(method.lstrip("/"), context))
+
+    @contextlib.asynccontextmanager
+    async def _counting(self, method: str, context: Context) -> AsyncIterator[None]:
+        code = grpc.StatusCode.UNKNOWN
+        try:
+            yield
+            code = _code(context, grpc.StatusCode.OK)
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except BaseException:
+            code = _code(context, grpc.StatusCode.UNKNOWN)
+            raise
+        finally:
+            self._witness.answered(method, code.name)
+
+
+def _code(context: Context, default: grpc.StatusCode) -> grpc.StatusCode:
+    """What the handler has set, which the library keeps as a number."""
+    found = context.code()
+    if isinstance(found, grpc.StatusCode):
+        return found
+    numbered = {code.value[0]: code for code in grpc.StatusCode}
+    return numbered.get(found, default) if found else default
+
+
+def _reason(error: BaseException | None) -> str:
+    return error.reason if isinstance(error, NodeError) else NodeError.reason
