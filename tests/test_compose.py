@@ -7,11 +7,13 @@ a copy with a seeded breach, so that a check that sees nothing cannot pass for a
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -20,7 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "compose.yaml").read_text()
 DOCKERFILES = sorted((ROOT / "deploy").glob("*/Dockerfile"))
 ONE_SHOT = {"store-init", "publisher"}
-NODES = {"node-a", "node-b"}
+NODES = {"node-a", "node-b", "node-gpu"}
+PROFILES = {
+    "node-gpu": ["gpu"],
+    "gateway": ["gateway"],
+    "prometheus": ["observability"],
+    "grafana": ["observability"],
+    "publisher": ["tools"],
+}
 SECRET = re.compile(r"SECRET|PASSWORD|ACCESS_KEY|ROOT_USER|TOKEN")
 REQUIRED = re.compile(r"\$\{(?P<name>[A-Z0-9_]+):\?[^}]+\}")
 DOCKER_HUB_MINIO = re.compile(r"^((index\.|registry-1\.)?docker\.io/)?minio/")
@@ -202,7 +211,8 @@ def test_every_service_that_uses_the_store_is_told_all_about_it() -> None:
     store = {"ENDPOINT", "BUCKET", "REGION", "ACCESS_KEY", "SECRET_KEY"}
     expected = {f"LORAPOOL_S3_{part}" for part in store}
     expected |= {"LORAPOOL_REDIS_URL", "LORAPOOL_CACHE_DIR"}
-    listening = {"LORAPOOL_LISTEN", "LORAPOOL_INSECURE", "LORAPOOL_BASE_MODEL"}
+    listening = {"LORAPOOL_LISTEN", "LORAPOOL_METRICS_LISTEN", "LORAPOOL_INSECURE"}
+    listening.add("LORAPOOL_BASE_MODEL")
     found = services(TEXT)
     for name in ONE_SHOT:
         assert set(found[name]["environment"]) == expected
@@ -210,10 +220,99 @@ def test_every_service_that_uses_the_store_is_told_all_about_it() -> None:
         assert set(found[name]["environment"]) == expected | listening
 
 
-def test_only_the_publisher_waits_to_be_called() -> None:
+def test_without_a_profile_there_are_the_store_and_two_nodes_and_nothing_they_can_do_without() -> (
+    None
+):
     profiles = {name: service.get("profiles") for name, service in services(TEXT).items()}
-    assert {name for name, profile in profiles.items() if profile} == {"publisher"}
-    assert profiles["publisher"] == ["tools"]
+    assert {name: profile for name, profile in profiles.items() if profile} == PROFILES
+    always = profiles.keys() - PROFILES.keys()
+    assert always == {"minio", "redis", "store-init", "node-a", "node-b"}
+
+
+def strays(text: str) -> list[str]:
+    """Services that a configuration of another service names and that do not exist."""
+    gateway = yaml.safe_load((ROOT / "deploy/envoy/compose.yaml").read_text())
+    found = services(text)
+    named = [
+        place["endpoint"]["address"]["socket_address"]["address"]
+        for cluster in gateway["static_resources"]["clusters"]
+        if cluster["name"] == "nodes"
+        for place in cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    ]
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
+    named += [
+        target.partition(":")[0]
+        for job in scraped["scrape_configs"]
+        for target in job["static_configs"][0]["targets"]
+    ]
+    sources = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasource.yaml").read_text())
+    named += [urlsplit(source["url"]).hostname for source in sources["datasources"]]
+    return [name for name in named if name not in found]
+
+
+def missing_mounts(text: str) -> list[str]:
+    """Files of this repository that a service wants mounted and that are not there."""
+    mounts = [
+        str(mount).partition(":")[0]
+        for service in services(text).values()
+        for mount in service.get("volumes", [])
+        if str(mount).startswith("./")
+    ]
+    return [mount for mount in mounts if not (ROOT / mount).exists()]
+
+
+@pytest.mark.parametrize(
+    ("breaches", "before", "after"),
+    [
+        pytest.param(strays, "  node-b:\n", "  node-c:\n", id="gateway_and_prometheus_find_nodes"),
+        pytest.param(
+            strays, "  prometheus:\n    <<", "  metrics:\n    <<", id="grafana_its_source"
+        ),
+        pytest.param(
+            missing_mounts, "deploy/grafana/lorapool", "deploy/lorapool", id="files_exist"
+        ),
+    ],
+)
+def test_what_services_say_of_each_other_is_true(
+    breaches: Callable[[str], list[str]], before: str, after: str
+) -> None:
+    assert breaches(TEXT) == []
+    assert before in TEXT
+    assert breaches(TEXT.replace(before, after)) != []
+
+
+def test_a_node_on_a_card_reserves_one_and_is_the_image_that_insists_on_it() -> None:
+    node = services(TEXT)["node-gpu"]
+    [device] = node["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    dockerfile = (ROOT / node["build"]["dockerfile"]).read_text()
+    stage = dockerfile.partition(f"AS {node['build']['target']}\n")[2].partition("FROM")[0]
+    assert "LORAPOOL_DEVICE=cuda" in stage
+    assert dockerfile.rpartition("\nFROM ")[2] == "served AS node\n", "the default is another"
+
+
+HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint's wheel is not made for this platform")
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_hadolint_finds_no_fault_with_an_image_and_one_where_there_is_one(
+    dockerfile: Path, tmp_path: Path
+) -> None:
+    def findings(path: Path) -> str:
+        ran = subprocess.run(
+            [str(HADOLINT), "--no-color", str(path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return ran.stdout + ran.stderr
+
+    assert findings(dockerfile) == ""
+    faulty = tmp_path / "Dockerfile"
+    faulty.write_text(f"{dockerfile.read_text()}RUN cd /tmp && sudo true\n")
+    assert "DL3004" in findings(faulty)
 
 
 def test_the_env_example_names_every_variable_compose_demands_and_git_ignores_the_real_one() -> (
