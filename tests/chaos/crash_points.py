@@ -143,7 +143,7 @@ def controls_caught(endpoints: Endpoints, folder: Path) -> dict[str, bool]:
             lane, _filling_nothing(), "reap", "delete txn", Moment.AFTER
         ),
         "a cache that writes in place and believes it": _notices(
-            lane, _writing_in_place(), "serve", "file fsync", Moment.AFTER
+            lane, writing_in_place(), "serve", "file fsync", Moment.AFTER
         ),
         "an operation without a case": _notices_new_operation(lane),
     }
@@ -218,7 +218,9 @@ def _filling_nothing() -> list[mock._patch[object]]:
     return [mock.patch.object(reap.Reaper, "_fence", fill_nothing)]
 
 
-def _writing_in_place() -> list[mock._patch[object]]:
+def writing_in_place() -> list[mock._patch[object]]:
+    """The bug of a cache that writes in place and believes what it finds."""
+
     def put(self: ContentCache, sha256: str, body: bytes, *, owner: str = "") -> bool:
         path = self._path(sha256, owner)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tests.adapter_store.waiting import wait_until
 BIN = Path(sys.executable).parent
 START_S = 90.0
 EXIT_S = 30.0
+SERVE = (str(BIN / "inference-node"), "serve")
 _READY = re.compile(r"^ready +(\S+:\d+) ", re.MULTILINE)
 
 
@@ -33,6 +34,8 @@ class NodeProcess:
 
     environment: Mapping[str, str]
     folder: Path
+    program: Sequence[str] = SERVE
+    """What is started: this, or the same with a fault in it."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -51,7 +54,7 @@ class NodeProcess:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log.write_bytes(b"")
         self.process = process = launch(
-            [str(BIN / "inference-node"), "serve", "--listen", "127.0.0.1:0"],
+            [*self.program, "--listen", "127.0.0.1:0"],
             env={**clean_environment(), "OMP_NUM_THREADS": "2", **self.environment},
             folder=self.folder,
             log=self.log,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from adapter_store.reader import Reader
 from adapter_store.record import BaseCard
 from adapter_store.settings import Endpoints, StoreSettings
 from adapter_store.validate import read_adapter_dir
-from tests.integration.node_process import BIN, NodeProcess, clean_environment
+from tests.integration.node_process import BIN, SERVE, NodeProcess, clean_environment
 
 NODE_SETTINGS = {
     "LORAPOOL_LINEARS": "dense",
@@ -57,7 +58,7 @@ class Site:
         """Where the node keeps chunks."""
         return self.folder / "cache"
 
-    def node(self) -> NodeProcess:
+    def node(self, program: Sequence[str] = SERVE) -> NodeProcess:
         """A node over this store, not started."""
         return NodeProcess(
             {
@@ -67,6 +68,7 @@ class Site:
                 "LORAPOOL_CACHE_DIR": str(self.cache),
             },
             self.folder,
+            program,
         )
 
     def publish(
