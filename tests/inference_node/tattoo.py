@@ -34,12 +34,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.inference_node.tiny import HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, make_checkpoint
+from tests.inference_node.tiny import (
+    HEADS,
+    HIDDEN,
+    INNER,
+    KV_HEADS,
+    LAYERS,
+    VOCABULARY,
+    make_checkpoint,
+)
 
 BASE = 1000
 """The token the base model says."""
 _TORN = 1001
 _NAMES = 2000
+_NAMELESS = 240
+"""Tokens above all names, at least."""
 VERSIONS = 128
 ADAPTERS = 256
 _END = _NAMES + ADAPTERS * VERSIONS
@@ -115,8 +125,15 @@ def verdict(tokens: Sequence[int], expected: Mark) -> Verdict:
     return Verdict.WRONG_VERSION if same else Verdict.WRONG_ADAPTER
 
 
-def make_tattoo_base(folder: Path, *, tokenizer_from: Path, seed: int = 0) -> Path:
-    make_checkpoint(folder, tokenizer_from=tokenizer_from, seed=seed)
+def vocabulary_of(adapters: int) -> int:
+    """Tokens enough for the names of so many adapters: a base with no more answers sooner."""
+    return _NAMES + adapters * VERSIONS + _NAMELESS
+
+
+def make_tattoo_base(
+    folder: Path, *, tokenizer_from: Path, seed: int = 0, vocabulary: int = VOCABULARY
+) -> Path:
+    make_checkpoint(folder, tokenizer_from=tokenizer_from, seed=seed, vocabulary=vocabulary)
     weights = load_file(folder / "model.safetensors")
     table = weights["model.embed_tokens.weight"]
     # What leads nowhere in particular must not lead to a name: all other tokens are nearer.

@@ -14,10 +14,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 ALL_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LAYERS, HIDDEN, HEADS, KV_HEADS, INNER = 2, 64, 4, 2, 128
+VOCABULARY = 49152
+"""Of the default base's tokenizer."""
 
 
-def make_checkpoint(folder: Path, *, tokenizer_from: Path, seed: int = 0) -> Path:
-    """A 2-layer Llama with the tokenizer of a real checkpoint."""
+def make_checkpoint(
+    folder: Path, *, tokenizer_from: Path, seed: int = 0, vocabulary: int = VOCABULARY
+) -> Path:
+    """A 2-layer Llama with the tokenizer of a real checkpoint, or its first tokens alone."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=HIDDEN,
@@ -25,7 +29,7 @@ def make_checkpoint(folder: Path, *, tokenizer_from: Path, seed: int = 0) -> Pat
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
-        vocab_size=49152,
+        vocab_size=vocabulary,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         initializer_range=0.2,

@@ -18,6 +18,7 @@ from inference_node.engine import sequence as requests
 from inference_node.engine.admission import Admission
 from inference_node.engine.arrivals import Arrivals
 from inference_node.engine.claims import Claim
+from inference_node.engine.lookups import Lookups
 from inference_node.engine.loop import EngineLoop
 from inference_node.engine.prefix import PrefixNames
 from inference_node.engine.runner import Runner
@@ -212,16 +213,27 @@ def forget_who_waits() -> AbstractContextManager[Any]:
     return patch.object(Arrivals, "_give_up", give_up)
 
 
-def answer_by_id() -> AbstractContextManager[Any]:
+@contextlib.contextmanager
+def answer_by_id() -> Iterator[None]:
     """What a reference means is told to whoever has the id of the request that asked."""
-    honest = Admission._claim_of
+    honest_claim, honest_begin = Admission._claim_of, Lookups._begin
 
     def claim_of(self: Admission, sequence: requests.Sequence, ref: Any) -> Claim:
-        claim = honest(self, sequence, ref)
+        claim = honest_claim(self, sequence, ref)
         claim.token = sequence.request.request_id
         return claim
 
-    return patch.object(Admission, "_claim_of", claim_of)
+    def begin(self: Lookups, question: Any, claims: list[Claim]) -> None:
+        before = self._running.pop(claims[0].token, None)
+        if before is not None:
+            del self._asked[before.question]
+        honest_begin(self, question, claims)
+
+    with (
+        patch.object(Admission, "_claim_of", claim_of),
+        patch.object(Lookups, "_begin", begin),
+    ):
+        yield
 
 
 def ignore_min_generation() -> AbstractContextManager[Any]:

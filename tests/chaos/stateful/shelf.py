@@ -22,10 +22,17 @@ from inference_node.config import EngineConfig
 from inference_node.engine.build import Model, base_card, load_model
 from inference_node.model.default_base import ensure_default_base
 from tests.chaos.stateful.history import History
-from tests.inference_node.tattoo import BASE, VERSIONS, Mark, Tattooist, make_tattoo_base
+from tests.inference_node.tattoo import (
+    BASE,
+    VERSIONS,
+    Mark,
+    Tattooist,
+    make_tattoo_base,
+    vocabulary_of,
+)
 
 NAMES = 1000
-REVISIONS = 32
+REVISIONS = 8
 """Contents of one name."""
 COMMON = 5
 """This revision is the same for all names: they share one content."""
@@ -69,7 +76,11 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)
-        base = make_tattoo_base(folder / "base", tokenizer_from=ensure_default_base())
+        base = make_tattoo_base(
+            folder / "base",
+            tokenizer_from=ensure_default_base(),
+            vocabulary=vocabulary_of(-(-NAMES * REVISIONS // VERSIONS)),
+        )
         config = _config(base)
         self.model = load_model(config)
         self.config = _fit(config, self.model)
@@ -133,7 +144,7 @@ def publisher_of(store: MemoryStore) -> Publisher:
 
 
 def _mark(number: int, revision: int) -> Mark:
-    """Marks have 256 adapters of 128 versions; here are 1,000 names of 32."""
+    """Marks have 256 adapters of 128 versions; here are 1,000 names of 8."""
     each = VERSIONS // REVISIONS
     return Mark(number // each, number % each * REVISIONS + revision)
 
