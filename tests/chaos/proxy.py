@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +20,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from adapter_store.settings import Endpoints
+from tests.chaos.loopback import STARTED_S, LoopbackServer, reset
 
 _DELAY_S = 0.03
 _REFUSALS = {
@@ -30,7 +28,6 @@ _REFUSALS = {
     "answered 500": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
     "answered 409": b"HTTP/1.1 409 Conflict\r\nContent-Length: 0\r\n\r\n",
 }
-_STARTED_S = 10.0
 
 
 class Fault(Enum):
@@ -77,39 +74,27 @@ class HttpRequest:
 Plan = Callable[[HttpRequest], Fault | None]
 
 
-class Proxy:
+class Proxy(LoopbackServer):
     """Stands before the S3 of `endpoints`; counts the faults it did, by kind."""
 
     def __init__(self, endpoints: Endpoints, plan: Plan) -> None:
+        super().__init__("proxy")
         self._upstream = urlsplit(endpoints.s3_endpoint)
         self._credentials = Credentials(endpoints.s3_access_key, endpoints.s3_secret_key)
         self._region = endpoints.s3_region
         self._plan = plan
-        self._loop = asyncio.new_event_loop()
-        self._open: set[asyncio.Task[None]] = set()
         self._swallowed: list[HttpRequest] = []
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self.faults: Counter[str] = Counter()
-        self.port = 0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        self._thread.start()
-        assert self._ready.wait(_STARTED_S), "the proxy does not start"
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
     def deliver(self) -> int:
         """Send the store every request that was swallowed, oldest first; how many there were."""
         held, self._swallowed = self._swallowed, []
         for request in held:
-            asyncio.run_coroutine_threadsafe(self._send(request), self._loop).result(_STARTED_S)
+            asyncio.run_coroutine_threadsafe(self._send(request), self.loop).result(STARTED_S)
         return len(held)
 
     async def _send(self, request: HttpRequest) -> None:
@@ -120,33 +105,7 @@ class Proxy:
         finally:
             writer.close()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0))
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        self._loop.run_forever()
-        server.close()
-        for task in self._open:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*self._open, return_exceptions=True))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._open.add(task)
-        try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                await self._serve(reader, writer)
-        except asyncio.CancelledError:
-            return
-        finally:
-            self._open.discard(task)
-            writer.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client's connection, with one of its own to the store."""
         upstream = await asyncio.open_connection(self._upstream.hostname, self._upstream.port)
         try:
@@ -161,7 +120,7 @@ class Proxy:
                     writer.write(_REFUSALS[fault.value])
                     continue
                 if fault is Fault.RESET:
-                    _reset(writer)
+                    reset(writer)
                     return
                 if fault is Fault.SWALLOW:
                     self._swallowed.append(request)
@@ -199,24 +158,13 @@ class Proxy:
 @contextlib.contextmanager
 def proxied(endpoints: Endpoints, plan: Plan) -> Iterator[tuple[Proxy, Endpoints]]:
     """A running proxy, and the endpoints by which one reaches the store through it."""
-    proxy = Proxy(endpoints, plan)
-    proxy.start()
-    try:
+    with Proxy(endpoints, plan) as proxy:
         yield proxy, replace(endpoints, s3_endpoint=proxy.url)
-    finally:
-        proxy.stop()
 
 
 def strip_conditions(request: HttpRequest) -> Fault | None:
     """The plan of a store that ignores `If-None-Match`."""
     return Fault.STRIP if request.header("if-none-match") else None
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close without a goodbye: the other side sees a reset."""
-    plug = writer.get_extra_info("socket")
-    plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
 
 
 def _flipped(body: bytes) -> bytes:

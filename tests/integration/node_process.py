@@ -14,6 +14,7 @@ import grpc
 
 from adapter_store.processes import launch
 from inference_node.client import Client
+from inference_node.model.default_base import default_cache_dir
 from tests.adapter_store.waiting import wait_until
 
 BIN = Path(sys.executable).parent
@@ -26,6 +27,15 @@ _READY = re.compile(r"^ready +(\S+:\d+) ", re.MULTILINE)
 def clean_environment() -> dict[str, str]:
     """This process's, without settings of ours that a developer may have set."""
     return {name: value for name, value in os.environ.items() if not name.startswith("LORAPOOL_")}
+
+
+def with_kernels(cache: Path) -> Path:
+    """A cache folder, empty but for the kernels that this process's own keeps compiled."""
+    kernels = default_cache_dir() / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True)
+    (cache / kernels.name).symlink_to(kernels)
+    return cache
 
 
 @dataclass
@@ -51,9 +61,15 @@ class NodeProcess:
 
     def start(self) -> NodeProcess:
         """Start it and wait until it says that it is ready."""
+        self.launch()
+        self.wait_ready()
+        return self
+
+    def launch(self) -> None:
+        """Start it; on a thread that lives as long."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log.write_bytes(b"")
-        self.process = process = launch(
+        self.process = launch(
             [*self.program, "--listen", "127.0.0.1:0"],
             env={**clean_environment(), "OMP_NUM_THREADS": "2", **self.environment},
             folder=self.folder,
@@ -61,13 +77,16 @@ class NodeProcess:
             die_with_parent=True,
         )
 
+    def wait_ready(self) -> None:
+        process = self.process
+        assert process is not None
+
         def ready() -> bool:
             said = self.log.read_text(errors="replace")
             assert process.poll() is None, f"the node ended:\n{said[-3000:]}"
             return _READY.search(said) is not None
 
         wait_until(ready, within_s=START_S)
-        return self
 
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None

@@ -18,14 +18,16 @@ from tests.chaos.bench import ROOT
 from tests.integration.asking import PROMPT, begin, exactly
 from tests.integration.conftest import Truth
 from tests.integration.dying_node import KEEPING, POINTS
-from tests.integration.node_process import NodeProcess
+from tests.integration.node_process import NodeProcess, with_kernels
 from tests.integration.site import Site
 
 
 @pytest.fixture
 def own_site(site: Site, tmp_path: Path) -> Site:
     """The same store, seen from a folder with a cache of its own."""
-    return replace(site, folder=tmp_path)
+    own = replace(site, folder=tmp_path)
+    with_kernels(own.cache)
+    return own
 
 
 @dataclass(frozen=True, slots=True)
