@@ -7,10 +7,11 @@ SCALE  ?= 1.0
 SEED   ?= 0
 TIME   ?= 1800
 ROWS   ?=
+ANSWERS ?= 36000
 NODES  ?= 1
 GATEWAY ?=
 
-.PHONY: help setup demo test test-store test-minio lint protos up down bench bench-gpu bench-store chaos fuzz clean
+.PHONY: help setup demo test test-store test-minio lint protos up down bench bench-gpu bench-store chaos soak fuzz clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
 
@@ -64,6 +65,9 @@ bench-store: setup ## the adapter store beside plain boto3, and 10,000 adapters
 
 chaos: setup ## the proof suite, 40 minutes; SCALE=0.1 shortens it, ROWS=T4,T7 chooses
 	$(BIN)/python -m tests.chaos --scale $(SCALE) --seed $(SEED) $(if $(ROWS),--rows $(ROWS))
+
+soak: setup ## ANSWERS=36000 by tattooed adapters in half an hour, while versions, store and Redis come and go
+	$(BIN)/python -m tests.chaos.soak --answers $(ANSWERS) --seed $(SEED)
 
 fuzz: setup ## fuzz every reader of foreign bytes for TIME seconds each
 	$(BIN)/python -m tests.chaos.fuzzed $(TIME) $(SEED)

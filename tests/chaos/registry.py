@@ -20,7 +20,7 @@ class Entry:
     minutes: float
     """What the full scale takes on 2 cores, alone."""
     short: float
-    """The scale at which it takes a few seconds, for the tests."""
+    """The scale at which it takes a few seconds, for the tests; T11 takes all its two minutes."""
     alone: bool = False
     """Whether its figures are times, so that nothing may run beside it."""
     books: tuple[str, ...] = ("chaos",)
@@ -44,6 +44,15 @@ ROWS = (
     Entry("T8", "redis_conditions", "Redis in six troubles", 3.0, short=0.04),
     Entry("T9", "propagation", "propagation to three nodes", 3.0, short=0.04, alone=True),
     Entry("T10", "node_states", "whatever happens to a node", 8.0, short=0.0),
+    Entry(
+        "T11",
+        "tattoo_soak",
+        "tattoo soak",
+        2.0,
+        short=1.0,
+        alone=True,
+        books=("edge",),
+    ),
     Entry(
         "T12",
         "isolation",
