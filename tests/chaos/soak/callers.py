@@ -13,7 +13,7 @@ from tests.chaos.soak.judge import Asked, Judge
 from tests.chaos.soak.publishing import HOT, Publishing
 from tests.chaos.soak.stock import ADAPTERS, name_of
 
-IN_FLIGHT = 400
+IN_FLIGHT = 800
 """Many wait for what is not on the node while the store is away; the others are answered."""
 PATIENCE_S = 60.0
 _PROMPTS = tuple(
