@@ -56,21 +56,35 @@ static inline __attribute__((always_inline)) void dense_tile(bf16 *y, int64_t y_
         memcpy(y + row * y_stride, rounded + row * outputs, sizeof(bf16) * (size_t)outputs);
 }
 
+/* The products of all rows with the 16 outputs of one panel. `next`: the weights of the next one. Few
+ * rows stay in the first-level cache while four outputs at a time pass through it; many pass
+ * through it while the panel stays.
+ */
+static inline void dense_panel(bf16 *y, int64_t y_stride, const bf16 *x, const bf16 *weight,
+                               int64_t in, int64_t rows, const bf16 *next) {
+    int64_t row = 0;
+    if (rows >= 4 && rows <= MOST_ROWS)
+        for (int64_t o = 0; o < OUTPUTS; o += 4) {
+            const bf16 *ahead = o + 4 < OUTPUTS ? weight + (o + 4) * in : next;
+            for (row = 0; row + 4 <= rows; row += 4, ahead = 0)
+                dense_tile(y + row * y_stride + o, y_stride, x + row * in, weight + o * in, in,
+                           ahead, 4);
+        }
+#define TILES(n)                                                                                 \
+    for (; row + n <= rows; row += n)                                                            \
+        for (int64_t o = 0; o < OUTPUTS; o += OUTPUTS / n)                                       \
+            dense_tile(y + row * y_stride + o, y_stride, x + row * in, weight + o * in, in,      \
+                       next && !row ? next + o * in : 0, n);
+    TILES(4) TILES(2) TILES(1)
+#undef TILES
+}
+
 /* y [rows, out] of x [rows, in] and weight [out, in]; out % 16 == 0, in % 32 == 0. */
 void dense_linear(bf16 *y, const bf16 *x, const bf16 *weight, int64_t rows, int64_t out,
                   int64_t in) {
 #pragma omp parallel for schedule(static)
-    for (int64_t panel = 0; panel < out; panel += OUTPUTS) {
-        const bf16 *ws = weight + panel * in;
-        const bf16 *next = panel + OUTPUTS < out ? ws + OUTPUTS * in : 0;
-        int64_t row = 0;
-#define TILES(n)                                                                                 \
-    for (; row + n <= rows; row += n, next = 0)                                                  \
-        for (int64_t o = 0; o < OUTPUTS; o += OUTPUTS / n)                                       \
-            dense_tile(y + row * out + panel + o, out, x + row * in, ws + o * in, in,            \
-                       next ? next + o * in : 0, n);
-        TILES(4) TILES(2) TILES(1)
-#undef TILES
-    }
+    for (int64_t panel = 0; panel < out; panel += OUTPUTS)
+        dense_panel(y + panel, out, x, weight + panel * in, in, rows,
+                    panel + OUTPUTS < out ? weight + (panel + OUTPUTS) * in : 0);
 }
 #endif
