@@ -51,6 +51,25 @@ static inline __attribute__((always_inline)) void scores(float *weights, int64_t
                          _mm512_mul_ps(sums_of_lanes(sums[head]), _mm512_set1_ps(scale)));
 }
 
+/* sums[head] += weights[head, t] * v[t] over the tokens of one block, for `heads` heads of one key head:
+ * a value is widened once for all of them. `heads` is a constant where it is inlined.
+ */
+static inline __attribute__((always_inline)) void weighted_sums(
+    vec (*restrict sums)[MOST_DIM / 16], const float *restrict weights, int64_t scratch_tokens,
+    const bf16 *restrict v, const int64_t dim, int64_t stride, int64_t tokens, const int heads) {
+    vec sum[4][MOST_DIM / 16];
+    for (int head = 0; head < heads; head++)
+        for (int64_t i = 0; i < dim / 16; i++) sum[head][i] = sums[head][i];
+    for (int64_t t = 0; t < tokens; t++, v += stride)
+        for (int64_t i = 0; i < dim / 16; i++) {
+            vec value = load16_bf16(v + i * 16);
+            for (int head = 0; head < heads; head++)
+                sum[head][i] += weights[head * scratch_tokens + t] * value;
+        }
+    for (int head = 0; head < heads; head++)
+        for (int64_t i = 0; i < dim / 16; i++) sums[head][i] = sum[head][i];
+}
+
 /* As attend in typed.h, for `kv_heads` key heads side by side. dim: a multiple of 32, up to MOST_DIM;
  * block_tokens and scratch_tokens: multiples of 16; kv_heads * group <= MOST_HEADS; next: keys that
  * this thread reads after these, if any.
@@ -63,6 +82,7 @@ static inline __attribute__((always_inline)) void attend_blocks(
     vec sums[MOST_HEADS][MOST_DIM / 16];
     float total[MOST_HEADS];
     int64_t heads = kv_heads * group, size = block_tokens * stride;
+    const int64_t at_once = dim <= 64 ? 4 : 2;
     for (int64_t from = 0, b = 0; from < tokens; from += block_tokens, b++) {
         const bf16 *ks = k + blocks[b] * size;
         int64_t count = tokens - from < block_tokens ? tokens - from : block_tokens;
@@ -80,15 +100,18 @@ static inline __attribute__((always_inline)) void attend_blocks(
     for (int64_t from = 0, b = 0; from < tokens; from += block_tokens, b++) {
         const bf16 *vs = v + blocks[b] * size;
         int64_t count = tokens - from < block_tokens ? tokens - from : block_tokens;
-        for (int64_t head = 0; head < heads; head++) {
-            const bf16 *at = vs + head / group * dim;
-            const float *ws = weights + head * scratch_tokens + from;
-            vec sum[MOST_DIM / 16];
-            for (int64_t i = 0; i < dim / 16; i++) sum[i] = sums[head][i];
-            for (int64_t t = 0; t < count; t++, at += stride)
-                for (int64_t i = 0; i < dim / 16; i++) sum[i] += ws[t] * load16_bf16(at + i * 16);
-            for (int64_t i = 0; i < dim / 16; i++) sums[head][i] = sum[i];
-        }
+        for (int64_t kv = 0; kv < kv_heads; kv++)
+            for (int64_t head = kv * group, end = head + group; head < end;) {
+                int64_t left = end - head, some = left < at_once ? left : at_once;
+#define SUMS(n)                                                                                  \
+    case n:                                                                                      \
+        weighted_sums(sums + head, weights + head * scratch_tokens + from, scratch_tokens,       \
+                      vs + kv * dim, dim, stride, count, n);                                     \
+        break;
+                switch (some) { SUMS(1) SUMS(2) SUMS(3) SUMS(4) }
+#undef SUMS
+                head += some;
+            }
     }
     for (int64_t head = 0; head < heads; head++)
         for (int64_t i = 0; i < dim / 16; i++)
