@@ -15,12 +15,12 @@ _ROWS = 64
 def score(logits: torch.Tensor, token_ids: Rows[int], top: Rows[int]) -> list[TokenScore]:
     """`log_softmax(logits)[token]`, the token's rank, and the `top` best tokens of each row.
 
-    logits [rows, vocab] float32; `token_ids` and `top` one a row.
+    logits [rows, vocab] of any type, read as float32; `token_ids` and `top` one a row.
     """
     found: list[TokenScore] = []
     for start in range(0, len(token_ids), _ROWS):
         part = slice(start, start + _ROWS)
-        found += _score(logits[part], token_ids[part], top[part])
+        found += _score(logits[part].float(), token_ids[part], top[part])
     return found
 
 

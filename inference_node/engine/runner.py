@@ -94,7 +94,8 @@ class Runner:
         for item in step.work:
             item.sequence.cached += item.length
         logits = logits[: len(sampling)]
-        tokens = sample(logits, sampling, None if decoded is None else decoded.best)
+        best = self._decoder.backend.likeliest(logits) if decoded is None else decoded.best
+        tokens = sample(logits, sampling, best)
         scores = _score_tokens(logits, sampling, tokens)
         return [
             Drawn(sequence, token, scores.get(row))

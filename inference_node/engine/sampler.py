@@ -15,7 +15,7 @@ import torch
 
 from inference_node.engine.logit_edits import edit
 from inference_node.engine.sequence import Sequence
-from inference_node.model.graphs import likeliest
+from inference_node.kernels.greedy import likeliest
 from inference_node.request import Sampling
 
 _HEAD = 128
@@ -31,8 +31,9 @@ def sample(
 ) -> list[int | None]:
     """One token a row; None where the row's logits are not finite.
 
-    logits [rows, vocab] float32, row i belonging to sequences[i]. Rows that are plainly greedy
-    cost an argmax, whatever the others ask for; `best` is `likeliest(logits)` if it is known.
+    logits [rows, vocab] of any type, row i belonging to sequences[i]; what is drawn is drawn in
+    float32. Rows that are plainly greedy cost an argmax, whatever the others ask for; `best` is
+    `likeliest(logits)` if it is known.
     """
     if logits.shape[0] != len(sequences):
         raise ValueError(f"{logits.shape[0]} rows of logits for {len(sequences)} requests")
@@ -40,7 +41,7 @@ def sample(
     tokens: list[int | None] = [None if token < 0 else token for token in found]
     asking = [row for row, s in enumerate(sequences) if found[row] >= 0 and not s.plain]
     if asking:
-        chosen = _choose(logits[asking], [sequences[row] for row in asking])
+        chosen = _choose(logits[asking].float(), [sequences[row] for row in asking])
         for row, token in zip(asking, chosen, strict=True):
             tokens[row] = token
     return tokens

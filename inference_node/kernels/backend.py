@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from inference_node.kernels.greedy import likeliest
 from inference_node.kernels.lora import GroupPool, RowPages
 from inference_node.kernels.native import Library, NoCompiler, load
 from inference_node.kernels.paged_attention import (
@@ -71,6 +73,8 @@ class Backend:
     """None: every row goes through gathered blocks."""
     attend: Attend = paged_attention
     write_kv: WriteKv = write_kv
+    likeliest: Callable[[torch.Tensor], torch.Tensor] = likeliest
+    """`greedy.likeliest`."""
     library: Library | None = None
     """The compiled C kernels, where they are."""
     by_row: int = 1
@@ -87,6 +91,7 @@ class Backend:
             "native kernels",
             library,
             partial(paged_attention, decode=library.decode_attention),
+            likeliest=library.likeliest,
             library=library,
             by_row=_SHORT_PROMPT,
         )

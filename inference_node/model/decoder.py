@@ -173,7 +173,10 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Logits of the wanted rows, [sampled, vocab] float32; caches new keys and values."""
+        """Logits of the wanted rows, [sampled, vocab], in the base's dtype.
+
+        Caches new keys and values.
+        """
         self._cache.begin(batch.attention)
         self._step.begin(batch.lora)
         if self._fused is not None:
@@ -189,7 +192,7 @@ class Decoder:
             self._cache.begin(None)
             self._step.begin(None)
         logits: torch.Tensor = output.logits[0]
-        return logits.float()
+        return logits
 
     def _fuse(self) -> None:
         """Let native kernels run whole layers over the cache and the pool, where they can."""
@@ -201,6 +204,7 @@ class Decoder:
                 caches=(self._cache.k, self._cache.v),
                 pools=self._step.pools,
                 attend=self._cache.attend,
+                rules=self._cache.rules,
             )
 
     def _replace_linears(self, linears: str) -> None:

@@ -1,24 +1,30 @@
-"""Decoder layers of Llama's shape, run by two native calls each instead of forty operators.
+"""Decoder layers of Llama's shape, run by native calls instead of forty operators each.
 
-transformers' own forward still drives the model: embeddings, rotary angles, the walk over the
-layers, the last norm and the head. What is replaced is the forward of each layer, where every
-product is a 4-bit one that the native kernels can call, and the result is the same.
+All layers are one call where every row is attended with a context of its own, and two calls each
+where a step holds long prompts or a window. Embeddings, rotary angles, the last norm and the head
+stay transformers' own. What is replaced is the forward of each layer and the walk over them, where
+every product is a 4-bit one that the native kernels can call, and the result is the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from inference_node.kernels.lora import GroupPool, LoraPlan, ModuleMap
 from inference_node.kernels.native import DecoderLayer, DecoderLayers, Library, Product
 from inference_node.kernels.paged_attention import AttentionPlan
 from inference_node.kernels.quant4 import NativeLinear
 from inference_node.model.layers import LoraLinear
+from inference_node.model.trace import AttentionRule
 
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+_WALKS = {"LlamaModel", "MistralModel", "Qwen2Model"}
+"""Models that embed, turn positions to angles, walk over their layers and normalise: no more."""
 _GROUPS = (
     (".self_attn.q_proj", ".self_attn.k_proj", ".self_attn.v_proj"),
     (".self_attn.o_proj",),
@@ -52,6 +58,23 @@ class FusedLayers:
         q = self._native.before_attention(index, x, cos[0], sin[0])
         return self._native.after_attention(index, x, self._attend(index, q))[None]
 
+    def walk(
+        self,
+        model: Any,
+        own: Callable[..., BaseModelOutputWithPast],
+        *,
+        input_ids: torch.Tensor,  # [1, rows]
+        position_ids: torch.Tensor,  # [1, rows]
+        **context: Any,
+    ) -> BaseModelOutputWithPast:
+        """What `own`, the forward of the model below the head, computes: in one call, if it can."""
+        if not self._native.whole:
+            return own(input_ids=input_ids, position_ids=position_ids, **context)
+        x = model.embed_tokens(input_ids)
+        cos, sin = model.rotary_emb(x, position_ids)
+        y = self._native.forward(x[0], cos[0], sin[0])
+        return BaseModelOutputWithPast(last_hidden_state=model.norm(y[None]))
+
 
 def fuse(
     model: Any,
@@ -61,12 +84,16 @@ def fuse(
     caches: tuple[list[torch.Tensor], list[torch.Tensor]],
     pools: tuple[GroupPool, ...],
     attend: Any,
+    rules: tuple[AttentionRule, ...],
 ) -> FusedLayers | None:
     """Replace the forward of every layer, or None when the model is of another shape.
 
     `caches` are keys and values of every layer; `attend(layer, q)` is paged attention.
     """
-    found = [_describe(model.get_submodule(f"{modules.head}{i}")) for i in range(modules.layers)]
+    found = [
+        _describe(model.get_submodule(f"{modules.head}{index}"), rule)
+        for index, rule in enumerate(rules)
+    ]
     layers = [layer for layer in found if layer is not None]
     tails = tuple(group.tails for group in modules.groups)
     if tails != _GROUPS or len(layers) < len(found):
@@ -76,10 +103,14 @@ def fuse(
     for index in range(modules.layers):
         layer = model.get_submodule(f"{modules.head}{index}")
         layer.forward = partial(fused.forward, index)
+    below = model.get_submodule(modules.head.removesuffix(".layers."))
+    if type(below).__name__ in _WALKS:
+        own = type(below).forward.__get__(below)
+        below.forward = partial(fused.walk, below, own)
     return fused
 
 
-def _describe(layer: Any) -> DecoderLayer | None:
+def _describe(layer: Any, rule: AttentionRule) -> DecoderLayer | None:
     """The tensors of a layer that `layer.h` computes; None for any other kind."""
     if type(layer).__name__ not in _LAYERS or not _is_silu(layer.mlp.act_fn):
         return None
@@ -95,6 +126,7 @@ def _describe(layer: Any) -> DecoderLayer | None:
         eps=norms[0].variance_epsilon,
         heads=linears[1].group.base.in_features // attention.head_dim,
         head_dim=attention.head_dim,
+        scale=rule.scale if rule.window is None and rule.softcap is None else None,
     )
 
 

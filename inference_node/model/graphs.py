@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 
+from inference_node.kernels.greedy import likeliest
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.static_batch import DecodeRow, StaticBatch, StaticSizes
 
@@ -62,12 +63,6 @@ class Captured:
     step: StaticBatch
     replay: Replay
     out: Decoded
-
-
-def likeliest(logits: torch.Tensor) -> torch.Tensor:
-    """[rows] int64: the likeliest token of each row; -1 where its logits are not finite."""
-    finite = torch.isfinite(logits.sum(dim=-1))
-    return torch.where(finite, logits.argmax(dim=-1), -1)
 
 
 class CudaGraphs:

@@ -25,6 +25,7 @@ _SOURCES = (
     "dense.h",
     "attention.h",
     "rows.h",
+    "greedy.h",
     "layer.h",
 )
 _FLAGS = (

@@ -141,6 +141,7 @@ typedef struct {
 #define NAME(f) f##_f32
 #include "typed.h"
 #include "rows.h"
+#include "greedy.h"
 #undef T
 #undef LOAD
 #undef STORE
@@ -160,4 +161,5 @@ typedef struct {
 #include "dense.h"
 #include "attention.h"
 #include "rows.h"
+#include "greedy.h"
 #include "layer.h"

@@ -1,4 +1,5 @@
-/* A Llama-shaped decoder layer in two calls: everything before its attention, everything after.
+/* Llama-shaped decoder layers: all of them in one call, or one in two, for attention that is computed
+ * elsewhere: everything before it, everything after.
  *
  * Each product is followed by what the adapters of the step add. Every intermediate is rounded to
  * bfloat16 where transformers' own code rounds it. One team of threads runs a whole call: a loop
@@ -19,7 +20,7 @@ typedef struct {
     const bf16 *norm_before, *norm_after; /* [hidden] */
     bf16 *k, *v;                          /* [slots, kv_heads, dim] */
     int64_t hidden, heads, kv_heads, dim, inner; /* inner: a multiple of 16 */
-    float eps;
+    float eps, scale; /* scale: of attention's scores */
 } Layer;
 
 typedef struct {
@@ -30,6 +31,9 @@ typedef struct {
     const int64_t *table, *context; /* [attended, table_width], [attended]: rows attended after */
     int64_t attended, table_width, block_tokens;
     bf16 *wide, *narrow;   /* scratch: [rows, max(qkv, gate_up)], [rows, max(hidden, inner)] */
+    bf16 *q, *attention, *between; /* scratch of layers_forward: [rows, heads, dim] twice, [rows, hidden] */
+    float *weights;        /* scratch of layers_forward: [threads, heads, weight_tokens] */
+    int64_t weight_tokens; /* at least the longest context, a multiple of 16 */
     float *h;              /* scratch: [pairs, slices, RANKS] of the largest group */
 } Step;
 
@@ -77,18 +81,25 @@ static void multiply(const Step *step, const Group *group, const Routing *routin
                     routing);
 }
 
-/* y = weight * x / rms(x), one row. */
+/* y = weight * x / rms(x), one row; width: a multiple of 16. */
 static void rms_norm(bf16 *restrict y, const bf16 *restrict x, const bf16 *restrict weight,
                      int64_t width, float eps) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < width; i++) squares += bf16_load(x[i]) * bf16_load(x[i]);
-    float inverse = 1.0f / sqrtf(squares / (float)width + eps);
-#pragma omp simd
-    for (int64_t i = 0; i < width; i++) {
-        bf16 scaled = bf16_store(bf16_load(x[i]) * inverse);
-        y[i] = bf16_store(bf16_load(weight[i]) * bf16_load(scaled));
+    vec squares = {0};
+    for (int64_t i = 0; i < width; i += 16) {
+        vec v = load16_bf16(x + i);
+        squares += v * v;
     }
+    float inverse = 1.0f / sqrtf(_mm512_reduce_add_ps((__m512)squares) / (float)width + eps);
+    for (int64_t i = 0; i < width; i += 16) {
+        vec scaled = bf16_widen(bf16_narrow(load16_bf16(x + i) * inverse));
+        store16_bf16(y + i, load16_bf16(weight + i) * scaled);
+    }
+}
+
+/* y = a + b, one row. */
+static inline void add_row(bf16 *y, const bf16 *a, const bf16 *b, int64_t width) {
+    for (int64_t i = 0; i < width; i += 16)
+        store16_bf16(y + i, load16_bf16(a + i) + load16_bf16(b + i));
 }
 
 /* x * sigmoid(x), rounded. */
@@ -102,9 +113,17 @@ static inline raw16_bf16 silu16(vec x) {
 /* Turn one head by its position's angle; the halves are the two parts of each pair. */
 static void rotate(bf16 *restrict y, const bf16 *restrict x, const bf16 *restrict cos,
                    const bf16 *restrict sin, int64_t dim) {
-    int64_t half = dim / 2;
-#pragma omp simd
-    for (int64_t i = 0; i < half; i++) {
+    int64_t half = dim / 2, i = 0;
+    for (; i + 16 <= half; i += 16) {
+        vec first = load16_bf16(x + i), second = load16_bf16(x + i + half);
+        vec a = bf16_widen(bf16_narrow(first * load16_bf16(cos + i)));
+        vec b = bf16_widen(bf16_narrow(second * load16_bf16(sin + i)));
+        vec c = bf16_widen(bf16_narrow(second * load16_bf16(cos + i + half)));
+        vec d = bf16_widen(bf16_narrow(first * load16_bf16(sin + i + half)));
+        store16_bf16(y + i, a - b);
+        store16_bf16(y + i + half, c + d);
+    }
+    for (; i < half; i++) {
         float first = bf16_load(x[i]), second = bf16_load(x[i + half]);
         bf16 a = bf16_store(first * bf16_load(cos[i]));
         bf16 b = bf16_store(-second * bf16_load(sin[i]));
@@ -115,14 +134,16 @@ static void rotate(bf16 *restrict y, const bf16 *restrict x, const bf16 *restric
     }
 }
 
-static void before_attention(const Layer *layer, const Step *step, const bf16 *x, bf16 *q) {
+/* `attended`: the layer itself, unless its keys and values were asked for already. */
+static void before_attention(const Layer *layer, const Step *step, const bf16 *x, bf16 *q,
+                             const Layer *attended) {
     int64_t hidden = layer->hidden, dim = layer->dim, width = layer->qkv.product.out;
     int64_t heads = layer->heads, kv_heads = layer->kv_heads;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++)
         rms_norm(step->narrow + row * hidden, x + row * hidden, layer->norm_before, hidden,
                  layer->eps);
-    multiply(step, &layer->qkv, &step->qkv, step->narrow, step->wide, layer);
+    multiply(step, &layer->qkv, &step->qkv, step->narrow, step->wide, attended);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         const bf16 *made = step->wide + row * width;
@@ -137,16 +158,16 @@ static void before_attention(const Layer *layer, const Step *step, const bf16 *x
     }
 }
 
+/* `attended`: the layer that comes next, if it is attended in the same call. */
 static void after_attention(const Layer *layer, const Step *step, const bf16 *restrict x,
-                            const bf16 *restrict attention, bf16 *restrict y) {
+                            const bf16 *restrict attention, bf16 *restrict y,
+                            const Layer *attended) {
     int64_t hidden = layer->hidden, inner = layer->inner;
     multiply(step, &layer->o, &step->o, attention, y, 0);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         bf16 *ys = y + row * hidden;
-        const bf16 *xs = x + row * hidden;
-#pragma omp simd
-        for (int64_t i = 0; i < hidden; i++) ys[i] = bf16_store(bf16_load(xs[i]) + bf16_load(ys[i]));
+        add_row(ys, x + row * hidden, ys, hidden);
         rms_norm(step->narrow + row * hidden, ys, layer->norm_after, hidden, layer->eps);
     }
     multiply(step, &layer->gate_up, &step->gate_up, step->narrow, step->wide, 0);
@@ -157,27 +178,50 @@ static void after_attention(const Layer *layer, const Step *step, const bf16 *re
         for (int64_t i = 0; i < inner; i += 16)
             store16_bf16(product + i, bf16_widen(silu16(load16_bf16(gate + i))) * load16_bf16(up + i));
     }
-    multiply(step, &layer->down, &step->down, step->narrow, step->wide, 0);
+    multiply(step, &layer->down, &step->down, step->narrow, step->wide, attended);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         bf16 *ys = y + row * hidden;
-        const bf16 *made = step->wide + row * hidden;
-#pragma omp simd
-        for (int64_t i = 0; i < hidden; i++)
-            ys[i] = bf16_store(bf16_load(ys[i]) + bf16_load(made[i]));
+        add_row(ys, ys, step->wide + row * hidden, hidden);
     }
 }
 
 /* q [rows, heads, dim] of x [rows, hidden]; keys and values go to their slots in the cache. */
 void layer_before_attention(const Layer *layer, const Step *step, const bf16 *x, bf16 *q) {
 #pragma omp parallel
-    before_attention(layer, step, x, q);
+    before_attention(layer, step, x, q, layer);
 }
 
 /* y [rows, hidden]: the layer's output, from its input x and attention's output [rows, heads, dim]. */
 void layer_after_attention(const Layer *layer, const Step *step, const bf16 *x,
                            const bf16 *attention, bf16 *y) {
 #pragma omp parallel
-    after_attention(layer, step, x, attention, y);
+    after_attention(layer, step, x, attention, y, 0);
+}
+
+/* y [rows, hidden]: what `count` layers make of x, one after the other. All rows are attended, each with
+ * its own context: step->attended == step->rows.
+ *
+ * The keys and values of a layer are asked for during the product that ends the one before it, which
+ * is long enough, unless adapter pages are asked for there.
+ */
+void layers_forward(const Layer *layers, int64_t count, const Step *step, const bf16 *x, bf16 *y) {
+    int early = !step->down.tiles;
+#pragma omp parallel
+    {
+        const bf16 *in = x;
+        for (int64_t i = 0; i < count; i++) {
+            const Layer *layer = layers + i;
+            bf16 *out = (count - i) % 2 ? y : step->between;
+            before_attention(layer, step, in, step->q, early && i ? 0 : layer);
+            attend_rows_bf16(step->attention, step->q, layer->k, layer->v, step->rows,
+                             layer->kv_heads, layer->heads / layer->kv_heads, layer->dim,
+                             step->block_tokens, step->table, step->table_width, step->context,
+                             layer->scale, step->weights, step->weight_tokens);
+            after_attention(layer, step, in, step->attention, out,
+                            early && i + 1 < count ? layer + 1 : 0);
+            in = out;
+        }
+    }
 }
 #endif

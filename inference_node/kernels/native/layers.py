@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from inference_node.kernels.lora.contract import PAGE_RANKS, GroupPool, LoraPlan
-from inference_node.kernels.native.library import Library
+from inference_node.kernels.native.library import MAX_GROUP_DIM, MAX_HEAD_DIM, Library
 from inference_node.kernels.native.structures import (
     GROUPS,
     INT,
@@ -40,6 +40,8 @@ class DecoderLayer:
     eps: float
     heads: int
     head_dim: int
+    scale: float | None
+    """Of attention's scores; None when attention is another than softmax over all of a context."""
 
 
 class DecoderLayers:
@@ -64,10 +66,18 @@ class DecoderLayers:
         self._library = library
         self._kept = (tuple(layers), tuple(k_caches), tuple(v_caches), tuple(pools))
         self._outs = [(INT * pool.shape.slices)(*pool.shape.out_features) for pool in pools]
-        self._layers = [
-            self._layer(index, layer, k, v)
-            for index, (layer, k, v) in enumerate(zip(layers, k_caches, v_caches, strict=True))
-        ]
+        self._layers = (Layer * len(layers))(
+            *(
+                self._layer(index, layer, k, v)
+                for index, (layer, k, v) in enumerate(zip(layers, k_caches, v_caches, strict=True))
+            )
+        )
+        group_dim = self.heads * self.head_dim // k_caches[0].shape[2]
+        self._attends = (
+            all(layer.scale is not None for layer in layers)
+            and self.head_dim <= MAX_HEAD_DIM
+            and group_dim <= MAX_GROUP_DIM
+        )
         self._wide = max(first.products[0].out_features, first.products[2].out_features)
         self._narrow = max(self.hidden, first.products[3].in_features)
         self._slices = max(pool.shape.slices for pool in pools)
@@ -75,6 +85,7 @@ class DecoderLayers:
         self._during: tuple[object, ...] = ()
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
         self._h = torch.empty(0)
+        self._weights = torch.empty(0)
 
     def begin(self, lora: LoraPlan | None, attention: AttentionPlan) -> None:
         """Describe the step whose layers run next."""
@@ -88,10 +99,12 @@ class DecoderLayers:
         )
         step.attended, step.table_width = attention.decode_blocks.shape
         step.cos = step.sin = None
-        if self._scratch.numel() < rows * (self._wide + self._narrow):
-            self._scratch = torch.empty(rows * (self._wide + self._narrow), dtype=torch.bfloat16)
-        step.wide = self._scratch.data_ptr()
-        step.narrow = step.wide + rows * self._wide * self._scratch.element_size()
+        self._share_scratch(rows)
+        step.weight_tokens = -(-step.table_width * step.block_tokens // 16) * 16
+        needed = torch.get_num_threads() * self.heads * step.weight_tokens
+        if self._weights.numel() < needed:
+            self._weights = torch.empty(needed * 2)
+        step.weights = self._weights.data_ptr()
         pairs = 0
         for index, name in enumerate(GROUPS):
             plan = lora.groups[index] if lora is not None else None
@@ -104,6 +117,25 @@ class DecoderLayers:
             self._h = torch.empty(pairs * self._slices * PAGE_RANKS)
         step.h = self._h.data_ptr()
 
+    @property
+    def whole(self) -> bool:
+        """Whether the step can run as one call: every row is attended with a context of its own."""
+        return self._attends and self._step.attended == self._step.rows
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """The last layer's output [rows, hidden], from the first one's input; if `whole`.
+
+        cos, sin [rows, head_dim]. Raises ValueError on another shape or type.
+        """
+        if not self.whole:
+            raise ValueError("some rows of the step are attended elsewhere")
+        self._look_at(x, cos, sin)
+        y = torch.empty_like(x)
+        self._library.layer_call("layers_forward", rows=self._step.rows * len(self._layers))(
+            self._layers, len(self._layers), ctypes.byref(self._step), x.data_ptr(), y.data_ptr()
+        )
+        return y
+
     def before_attention(
         self, layer: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
@@ -111,11 +143,8 @@ class DecoderLayers:
 
         cos, sin [rows, head_dim]. Raises ValueError on another shape or type.
         """
+        self._look_at(x, cos, sin)
         rows = self._step.rows
-        _check(x, (rows, self.hidden))
-        for angles in (cos, sin):
-            _check(angles, (rows, self.head_dim))
-        self._step.cos, self._step.sin = cos.data_ptr(), sin.data_ptr()
         q = x.new_empty(rows, self.heads, self.head_dim)
         self._library.layer_call("layer_before_attention", rows=rows)(
             ctypes.byref(self._layers[layer]),
@@ -139,6 +168,30 @@ class DecoderLayers:
             y.data_ptr(),
         )
         return y
+
+    def _look_at(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        rows = self._step.rows
+        _check(x, (rows, self.hidden))
+        for angles in (cos, sin):
+            _check(angles, (rows, self.head_dim))
+        self._step.cos, self._step.sin = cos.data_ptr(), sin.data_ptr()
+
+    def _share_scratch(self, rows: int) -> None:
+        attended = self.heads * self.head_dim
+        widths = {
+            "wide": self._wide,
+            "narrow": self._narrow,
+            "q": attended,
+            "attention": attended,
+            "between": self.hidden,
+        }
+        needed = rows * sum(widths.values())
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed, dtype=torch.bfloat16)
+        at = self._scratch.data_ptr()
+        for name, width in widths.items():
+            setattr(self._step, name, at)
+            at += rows * width * self._scratch.element_size()
 
     def _layer(self, index: int, layer: DecoderLayer, k: torch.Tensor, v: torch.Tensor) -> Layer:
         kv_heads, dim = k.shape[2:]
@@ -175,6 +228,7 @@ class DecoderLayers:
             dim=dim,
             inner=inner,
             eps=layer.eps,
+            scale=layer.scale or 0.0,
         )
 
 

@@ -27,6 +27,7 @@ _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _SIGNATURES: dict[str, list[type]] = {
     "lora_shrink": [_PTR, _PTR, _INT, _PTR, *[_INT] * 3, _PTR],
     "lora_expand_add": [_PTR, _INT, _PTR, _PTR, _INT, _INT, _PTR, _PTR],
+    "likeliest": [*[_PTR] * 2, *[_INT] * 2],
     "decode_attention": [*[_PTR] * 4, *[_INT] * 5, _PTR, _INT, _PTR, _FLOAT, _PTR, _INT],
 }
 _PRODUCT_SIGNATURES: dict[str, list[type]] = {
@@ -34,6 +35,7 @@ _PRODUCT_SIGNATURES: dict[str, list[type]] = {
     "dense_linear": [*[_PTR] * 3, *[_INT] * 3],
     "layer_before_attention": [_PTR] * 4,
     "layer_after_attention": [_PTR] * 5,
+    "layers_forward": [_PTR, _INT, *[_PTR] * 3],
 }
 FEW_ROWS = 64
 """Calls over up to this many rows take about a millisecond and keep the interpreter lock."""
@@ -66,7 +68,10 @@ class Library:
         self._scratch = torch.empty(0)
 
     def layer_call(self, name: str, *, rows: int) -> Callable[..., None]:
-        """A function of `layer.h`; layers.py says what it takes."""
+        """A function of `layer.h`; layers.py says what it takes.
+
+        rows: of all the layers it runs together.
+        """
         return self._product_calls[name, rows <= FEW_ROWS]
 
     def nf4_linear(self, product: Product, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -132,6 +137,16 @@ class Library:
             y.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, out, width
         )
         return y
+
+    def likeliest(self, logits: torch.Tensor) -> torch.Tensor:
+        """`greedy.likeliest`."""
+        rows, width = logits.shape
+        _check_row_major(logits, width, logits.dtype)
+        if not logits.is_contiguous():
+            raise ValueError("rows must be contiguous")
+        best = torch.empty(rows, dtype=torch.int64)
+        self._calls["likeliest", logits.dtype](best.data_ptr(), logits.data_ptr(), rows, width)
+        return best
 
     def decode_attention(
         self,

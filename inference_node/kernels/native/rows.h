@@ -3,17 +3,17 @@
  * q, out [rows, kv_heads * group, dim]; k, v [blocks, block_tokens, kv_heads, dim]; token t of a
  * row lies in block table[row, t / block_tokens]; scratch [threads, heads, scratch_tokens] float32
  * with scratch_tokens >= the longest context, a multiple of 16; dim <= MAX_DIM, group * dim <=
- * MAX_GROUP_DIM.
+ * MAX_GROUP_DIM. The threads of the region it is called in share the rows.
  */
-void NAME(decode_attention)(T *restrict out, const T *restrict q, const T *restrict k,
-                            const T *restrict v, int64_t rows, int64_t kv_heads, int64_t group,
-                            int64_t dim, int64_t block_tokens, const int64_t *restrict table,
-                            int64_t table_width, const int64_t *restrict context, float scale,
-                            float *restrict scratch, int64_t scratch_tokens) {
+static void NAME(attend_rows)(T *restrict out, const T *restrict q, const T *restrict k,
+                              const T *restrict v, int64_t rows, int64_t kv_heads, int64_t group,
+                              int64_t dim, int64_t block_tokens, const int64_t *restrict table,
+                              int64_t table_width, const int64_t *restrict context, float scale,
+                              float *restrict scratch, int64_t scratch_tokens) {
     int64_t stride = kv_heads * dim;
     /* A task is a row, or one key head of it where there are few rows. */
-    int64_t at_once = rows >= 2 * most_threads() ? kv_heads : 1, parts = kv_heads / at_once;
-#pragma omp parallel for schedule(static, 1)
+    int64_t at_once = rows >= 2 * threads() ? kv_heads : 1, parts = kv_heads / at_once;
+#pragma omp for schedule(static, 1)
     for (int64_t task = 0; task < rows * parts; task++) {
         int64_t line = task / parts, kv = task % parts * at_once;
         int64_t first = (line * kv_heads + kv) * group * dim;
@@ -24,7 +24,7 @@ void NAME(decode_attention)(T *restrict out, const T *restrict q, const T *restr
 #define ATTEND(DIM)                                                                              \
     BY_BLOCKS(out + first, q + first, ks, vs, at_once, group, DIM, stride, block_tokens, blocks, \
               context[line], scale, weights, scratch_tokens, next)
-        int64_t later = (task + most_threads()) / parts;
+        int64_t later = (task + threads()) / parts;
         const T *next = later < rows ? ks + table[later * table_width] * block_tokens * stride : 0;
         if (block_tokens % TOKENS == 0 && kv_heads * group <= MOST_HEADS && dim % 32 == 0 &&
             dim <= MOST_DIM) {
@@ -43,4 +43,13 @@ void NAME(decode_attention)(T *restrict out, const T *restrict q, const T *restr
                          ks + head * dim, vs + head * dim, group, dim, stride, block_tokens, blocks,
                          context[line], scale, weights, scratch_tokens);
     }
+}
+
+void NAME(decode_attention)(T *out, const T *q, const T *k, const T *v, int64_t rows,
+                            int64_t kv_heads, int64_t group, int64_t dim, int64_t block_tokens,
+                            const int64_t *table, int64_t table_width, const int64_t *context,
+                            float scale, float *scratch, int64_t scratch_tokens) {
+#pragma omp parallel
+    NAME(attend_rows)(out, q, k, v, rows, kv_heads, group, dim, block_tokens, table, table_width,
+                      context, scale, scratch, scratch_tokens);
 }

@@ -58,7 +58,7 @@ class Layer(ctypes.Structure):
         *((name, Group) for name in GROUPS),
         *((name, PTR) for name in ("norm_before", "norm_after", "k", "v")),
         *((name, INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner")),
-        ("eps", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("eps", "scale")),
     ]
 
 
@@ -68,5 +68,7 @@ class Step(ctypes.Structure):
         *((name, Routing) for name in GROUPS),
         *((name, PTR) for name in ("cos", "sin", "slots", "table", "context")),
         *((name, INT) for name in ("attended", "table_width", "block_tokens")),
-        *((name, PTR) for name in ("wide", "narrow", "h")),
+        *((name, PTR) for name in ("wide", "narrow", "q", "attention", "between", "weights")),
+        ("weight_tokens", INT),
+        ("h", PTR),
     ]

@@ -17,6 +17,7 @@ from inference_node.config import EngineConfig
 from inference_node.engine.build import build_engine
 from inference_node.errors import BadConfiguration
 from inference_node.kernels.backend import Backend, choose
+from inference_node.kernels.greedy import likeliest
 from inference_node.kernels.lora import (
     TILE_ROWS,
     GroupPool,
@@ -238,6 +239,32 @@ def test_the_output_embedding_is_torchs_product(
     assert torch.equal(found[-1:], library.dense_linear(x[-1:].clone(), weight))
     with pytest.raises(ValueError, match="whole panels"):
         library.dense_linear(x, weight[:-1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 15, 16, 33, 500])
+def test_the_likeliest_token_is_the_first_of_equals(
+    library: Library, dtype: torch.dtype, width: int
+) -> None:
+    torch.manual_seed(width)
+    # Few values, so that most rows have equals; below zero, so that nothing is won by default.
+    logits = (torch.randint(0, 9, (40, width)) - 20).to(dtype)
+    assert torch.equal(library.likeliest(logits), likeliest(logits))
+    assert torch.equal(likeliest(logits), logits.float().argmax(dim=-1))
+    for flipped in (logits.flip(0), logits[:1], logits[:0]):
+        assert torch.equal(library.likeliest(flipped.contiguous()), likeliest(flipped))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_has_no_likeliest_token(
+    library: Library, dtype: torch.dtype, bad: float
+) -> None:
+    for place in (0, 17, 35):
+        logits = torch.ones(3, 36, dtype=dtype)
+        logits[1, place] = bad
+        for one in (library.likeliest, likeliest):
+            assert one(logits).tolist() == [0, -1, 0]
 
 
 def test_shapes_and_types_that_do_not_fit_are_refused_before_a_pointer_is_used(

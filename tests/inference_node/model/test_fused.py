@@ -30,6 +30,8 @@ from inference_node.model.decoder import Decoder
 
 CPU = torch.device("cpu")
 BLOCK, BLOCKS, VOCABULARY = 4, 40, 96
+ALL = 100
+"""Tokens: more than any prompt here has."""
 TOLERANCE = 2.0**-8
 """Of a row of logits: sums in another order, rounded to bfloat16 now and then to the other side."""
 SIZES: dict[str, Any] = {
@@ -98,8 +100,11 @@ class Twin:
         decoder.bind_pool(pool.groups)
         return decoder
 
-    def logits(self, decoder: Decoder) -> torch.Tensor:
-        """Prompts of several lengths under several adapters, then a step that mixes it all."""
+    def logits(self, decoder: Decoder, *, by_row: int = 1) -> torch.Tensor:
+        """Prompts of several lengths under several adapters, then a step of one token each.
+
+        `by_row`: up to which context prompts are attended row by row, if the model allows it.
+        """
         groups = len(decoder.module_map.groups)
         pages = iter(range(1, BLOCKS))
         slots: list[SlotPages | None] = [None]
@@ -127,12 +132,14 @@ class Twin:
             batch = ForwardBatch(
                 token_ids=torch.tensor(ids),
                 positions=torch.tensor(positions),
-                attention=AttentionPlan.build(chunks, block_tokens=BLOCK, device=CPU),
+                attention=AttentionPlan.build(
+                    chunks, block_tokens=BLOCK, device=CPU, by_row=min(by_row, decoder.by_row)
+                ),
                 lora=plan,
                 logit_rows=torch.arange(len(ids)),
             )
             found.append(decoder.forward(batch))
-        return torch.cat(found)
+        return torch.cat(found).float()
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -144,10 +151,51 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
-def test_layers_through_native_calls_give_the_logits_of_the_models_own(twin: Twin) -> None:
+@pytest.mark.parametrize("by_row", [1, ALL], ids=["prompts apart", "row by row"])
+def test_layers_through_native_calls_give_the_logits_of_the_models_own(
+    twin: Twin, by_row: int
+) -> None:
     assert twin.fused
     assert "and layers" in twin.native.kernel
-    assert distance(twin.logits(twin.native), twin.logits(twin.plain)) < TOLERANCE
+    found = twin.logits(twin.native, by_row=by_row)
+    assert distance(found, twin.logits(twin.plain, by_row=by_row)) < TOLERANCE
+
+
+def test_a_step_is_one_call_where_every_row_has_its_own_context(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unexpected(*_: Any) -> torch.Tensor:
+        raise AssertionError("a layer of its own")
+
+    plain = twin.native.by_row > 1
+    monkeypatch.setattr(DecoderLayers, "before_attention" if plain else "forward", unexpected)
+    twin.logits(twin.native, by_row=ALL)
+
+
+@pytest.mark.parametrize("fault", ["angles", "scale", "order"])
+def test_control_layers_in_one_call_that_are_subtly_wrong_are_seen(
+    twin: Twin, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if twin.native.by_row == 1:
+        pytest.skip("a window: its layers are never one call")
+    forward = DecoderLayers.forward
+
+    def wrong(self: Any, x: Any, cos: Any, sin: Any) -> torch.Tensor:
+        return forward(self, x, cos, -sin if fault == "angles" else sin)
+
+    monkeypatch.setattr(DecoderLayers, "forward", wrong)
+    assert twin.native._fused is not None
+    layers = twin.native._fused._native._layers
+    kept = type(layers).from_buffer_copy(layers)
+    if fault == "scale":
+        layers[1].scale *= 2
+    if fault == "order":
+        layers[0], layers[1] = kept[1], kept[0]
+    try:
+        found = twin.logits(twin.native, by_row=ALL)
+    finally:
+        layers[:] = kept[:]
+    assert distance(found, twin.logits(twin.plain, by_row=ALL)) > 2 * TOLERANCE
 
 
 @pytest.mark.parametrize("fault", ["angles", "values", "adapters"])
@@ -182,20 +230,19 @@ def test_a_cache_that_is_made_anew_is_the_one_that_is_used(twin: Twin) -> None:
     assert torch.equal(twin.logits(twin.native), expected)
 
 
-def test_a_row_that_is_not_finite_spoils_no_other_sequence(twin: Twin) -> None:
-    clean = twin.logits(twin.native)
-    layer = twin.native.base.model.get_submodule(f"{twin.native.module_map.head}0")
-    forward = layer.forward
+@pytest.mark.parametrize("by_row", [1, ALL], ids=["prompts apart", "row by row"])
+def test_a_row_that_is_not_finite_spoils_no_other_sequence(twin: Twin, by_row: int) -> None:
+    clean = twin.logits(twin.native, by_row=by_row)
+    embedding = twin.native.base.model.get_input_embeddings()
 
-    def poisoned(hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
-        hidden_states[0, -1] = torch.nan
-        return forward(hidden_states, **context)
+    def poison(_: Any, __: Any, x: torch.Tensor) -> None:
+        x[0, -1] = torch.nan
 
-    layer.forward = poisoned
+    poisoned = embedding.register_forward_hook(poison)
     try:
-        found = twin.logits(twin.native)
+        found = twin.logits(twin.native, by_row=by_row)
     finally:
-        layer.forward = forward
+        poisoned.remove()
     # Attention spreads it over its own sequence: the last three rows of 18, and the last of 4.
     own = torch.tensor([False] * 15 + [True] * 3 + [False] * 3 + [True])
     assert found[17].isnan().all()

@@ -17,7 +17,7 @@ from inference_node.kernels.lora import (
     shrink_rows,
 )
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk, paged_attention, write_kv
-from inference_node.model.graphs import bucket_of, buckets_for, likeliest
+from inference_node.model.graphs import bucket_of, buckets_for
 from inference_node.model.static_batch import DecodeRow, StaticBatch, StaticSizes
 
 CPU = torch.device("cpu")
@@ -160,8 +160,3 @@ def test_every_number_of_rows_has_a_bucket_that_is_not_twice_as_large(most: int)
         assert bucket is not None
         assert rows <= bucket < 2 * rows or bucket == rows
     assert bucket_of(most + 1, buckets) is None
-
-
-def test_the_likeliest_token_of_a_row_that_is_not_finite_is_none_of_them() -> None:
-    logits = torch.tensor([[0.0, 2.0, 1.0], [0.0, torch.nan, 1.0], [torch.inf, 0.0, 0.0]])
-    assert likeliest(logits).tolist() == [1, -1, -1]
