@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inference_node.cli.console import say
-from inference_node.errors import BadConfiguration
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from adapter_store.errors import Untrusted
     from adapter_store.objects import ObjectStore
@@ -20,12 +19,10 @@ if TYPE_CHECKING:
     from adapter_store.settings import StoreSettings
     from adapter_store.signing import Verifier
     from inference_node.cli.settings import Configuration, NodeSettings
+    from inference_node.cli.telling import Telling
     from inference_node.engine.loop import EngineLoop
     from inference_node.request import ModelInfo
-    from inference_node.telemetry.node import Metrics
-    from inference_node.telemetry.refused import RefusedRecords
-
-NO_METRICS = "nowhere: LORAPOOL_METRICS_LISTEN is not set"
+    from inference_node.rpc.limits import ServerConfig
 
 
 def serve(
@@ -38,6 +35,9 @@ def serve(
     metrics_listen: Annotated[
         str | None,
         typer.Option(help="host:port where Prometheus scrapes; LORAPOOL_METRICS_LISTEN."),
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="text or json; LORAPOOL_LOG_FORMAT.")
     ] = None,
     insecure: Annotated[
         bool | None,
@@ -67,6 +67,7 @@ def serve(
     flags = {
         "listen": listen,
         "metrics_listen": metrics_listen,
+        "log_format": log_format,
         "insecure": insecure,
         "base_model": base_model,
         "device": device,
@@ -74,19 +75,12 @@ def serve(
     configuration = load_configuration(flags, config)
     if print_config:
         _print(configuration, as_json=as_json)
-    else:
+        return
+    from inference_node.telemetry.lines import logging_to
+
+    node = configuration.node
+    with logging_to(sys.stderr, level=node.log_level, format=node.log_format):
         run(configuration)
-
-
-def _log(level: str) -> None:
-    """To stderr. Others' loggers say warnings at most: botocore writes down what signs requests."""
-    import logging
-
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    for ours in ("inference_node", "adapter_store"):
-        logging.getLogger(ours).setLevel(level)
 
 
 def _print(configuration: Configuration, *, as_json: bool) -> None:
@@ -105,77 +99,85 @@ def _print(configuration: Configuration, *, as_json: bool) -> None:
 
 def run(configuration: Configuration) -> None:
     """Raises NodeError or StoreError when it cannot start; returns once drained."""
-    import asyncio
     import contextlib
     import logging
-    import secrets
-
-    settings = configuration.node
-    _log(settings.log_level)
-    server_config = settings.server_config()
-    metrics_address = settings.metrics_address()
 
     from adapter_store.settings import load_settings as load_store_settings
 
+    settings = configuration.node
+    server_config = settings.server_config()
+    settings.metrics_address()
     store_settings = load_store_settings(given=configuration.store)
     store = store_settings.open_store()
     verifier = store_settings.open_verifier(logging.getLogger("inference_node.store").warning)
 
-    from adapter_store.reader import Reader
+    from inference_node.cli.telling import open_audit, telling, words
     from inference_node.engine.build import build_engine
-    from inference_node.rpc.accounts import NOBODY
-    from inference_node.rpc.server import Membership
-    from inference_node.rpc.server import serve as serve_engine
     from inference_node.telemetry.refused import RefusedRecords
 
-    say("loading the base model ...")
-    config = settings.engine_config(settings.checkpoint())
-    node, registry = secrets.token_hex(8), store_settings.open_registry()
-    refused = RefusedRecords()
-    engine = build_engine(
-        config,
-        reader=_reader(store, settings, store_settings, verifier, on_refused=refused.note),
-        hints=store_settings.open_hints(node=node),
-    )
-    _meet(store, engine.card)
-    host = server_config.listen.rpartition(":")[0]
-    metrics = _metrics(engine, settings, metrics_address, refused) if metrics_address else None
-    scraped = f"http://{metrics.address}/metrics" if metrics else NO_METRICS
-    with metrics or contextlib.nullcontext():
-        engine.start()
-        asyncio.run(
-            serve_engine(
-                engine,
-                server_config,
-                on_ready=lambda port: _banner(
-                    engine.info(),
-                    f"{host}:{port}" if port else server_config.listen,
-                    server_config.admin_listen,
-                    scraped,
-                    store_settings,
-                ),
-                open_reader=lambda: Reader(store, verifier=verifier),
-                control=engine,
-                fleet=None if registry is None else Membership(registry, node),
-                witness=metrics or NOBODY,
-            )
+    tell, refused = words(settings), RefusedRecords()
+    with contextlib.ExitStack() as stack:
+        audit = stack.enter_context(open_audit(settings))
+        tell("loading the base model ...")
+        config = settings.engine_config(settings.checkpoint())
+        node = secrets.token_hex(8)
+        engine = build_engine(
+            config,
+            reader=_reader(store, settings, store_settings, verifier, on_refused=refused.note),
+            hints=store_settings.open_hints(node=node),
         )
-    say("drained")
+        _meet(store, engine.card, tell)
+        told = stack.enter_context(telling(settings, engine, refused=refused, audit=audit))
+        engine.start()
+        _serve(
+            engine,
+            server_config,
+            store=store,
+            store_settings=store_settings,
+            verifier=verifier,
+            node=node,
+            told=told,
+            tell=tell,
+        )
+    tell("drained")
 
 
-def _metrics(
-    engine: EngineLoop, settings: NodeSettings, listen: str, refused: RefusedRecords
-) -> Metrics:
-    """Raises BadConfiguration when there is no Prometheus client, or the address cannot be had."""
-    try:
-        from inference_node.telemetry.node import Metrics
-    except ModuleNotFoundError as error:
-        raise BadConfiguration(
-            f"LORAPOOL_METRICS_LISTEN is set, and {error.name} is not installed",
-            hint="pip install 'lorapool[node]'",
-        ) from error
-    return Metrics(
-        engine, listen=listen, adapters=settings.metrics_adapters, records_refused=refused
+def _serve(
+    engine: EngineLoop,
+    config: ServerConfig,
+    *,
+    store: ObjectStore,
+    store_settings: StoreSettings,
+    verifier: Verifier | None,
+    node: str,
+    told: Telling,
+    tell: Callable[[str], None],
+) -> None:
+    import asyncio
+
+    from adapter_store.reader import Reader
+    from inference_node.rpc.server import Membership
+    from inference_node.rpc.server import serve as serve_engine
+
+    host, registry = config.listen.rpartition(":")[0], store_settings.open_registry()
+
+    def ready(port: int) -> None:
+        address = f"{host}:{port}" if port else config.listen
+        for line in _banner(
+            engine.info(), address, config.admin_listen, told.metrics, store_settings
+        ):
+            tell(line)
+
+    asyncio.run(
+        serve_engine(
+            engine,
+            config,
+            on_ready=ready,
+            open_reader=lambda: Reader(store, verifier=verifier),
+            control=engine,
+            fleet=None if registry is None else Membership(registry, node),
+            witness=told.witness,
+        )
     )
 
 
@@ -209,7 +211,7 @@ def _reader(
     return Reader(store, cache=cache, verifier=verifier, on_refused=refused)
 
 
-def _meet(store: ObjectStore, card: BaseCard) -> None:
+def _meet(store: ObjectStore, card: BaseCard, tell: Callable[[str], None]) -> None:
     """Check the store and register the base there, so that publishers can check against it.
 
     A store that breaks its promises is refused. One that is away, or only lets this node read,
@@ -223,28 +225,30 @@ def _meet(store: ObjectStore, card: BaseCard) -> None:
         check_store(store)
         register_base(store, card)
     except StoreUnavailable as error:
-        say(f"warning: the store does not answer ({error}); adapters are served once it does")
+        tell(f"warning: the store does not answer ({error}); adapters are served once it does")
     except StoreRefused as error:
-        say(f"warning: the store was not checked, this node may only read it ({error})")
+        tell(f"warning: the store was not checked, this node may only read it ({error})")
 
 
-def _banner(info: ModelInfo, address: str, admin: str, scraped: str, store: StoreSettings) -> None:
+def _banner(
+    info: ModelInfo, address: str, admin: str, scraped: str, store: StoreSettings
+) -> Iterator[str]:
     saved = 100 * (1 - info.base_bytes / info.base_bytes_bf16)
     pool = info.pool
-    say(f"serving   {info.name} ({info.architecture}), base {info.base_fingerprint[:12]}")
-    say(f"device    {info.device}, {info.kernel}")
-    say(
+    yield f"serving   {info.name} ({info.architecture}), base {info.base_fingerprint[:12]}"
+    yield f"device    {info.device}, {info.kernel}"
+    yield (
         f"base      {info.base_bytes / 2**20:.0f} MiB in 4-bit beside "
         f"{info.base_bytes_bf16 / 2**20:.0f} MiB in bf16 ({saved:.0f} % less)"
     )
-    say(
+    yield (
         f"pool      {pool.pages_total} pages of 8 ranks in {len(info.groups)} module groups, "
         f"rank up to {info.max_rank}"
     )
-    say(f"store     {store.s3_endpoint or 'AWS'}, bucket {store.s3_bucket}")
+    yield f"store     {store.s3_endpoint or 'AWS'}, bucket {store.s3_bucket}"
     hints = "on" if store.redis_url else "none configured: the store is polled"
-    say(f"hints     {hints}")
-    say(f"trust     {store.trust_file or 'no trust file: signatures are not checked'}")
-    say(f"orders    {admin or 'nowhere: LORAPOOL_ADMIN_LISTEN is not set'}")
-    say(f"metrics   {scraped}")
-    say(f"ready     {address} (gRPC: lorapool.v1, health, reflection)")
+    yield f"hints     {hints}"
+    yield f"trust     {store.trust_file or 'no trust file: signatures are not checked'}"
+    yield f"orders    {admin or 'nowhere: LORAPOOL_ADMIN_LISTEN is not set'}"
+    yield f"metrics   {scraped}"
+    yield f"ready     {address} (gRPC: lorapool.v1, health, reflection)"

@@ -127,6 +127,9 @@ class NodeSettings(BaseSettings):
     """Seconds that running calls get after that."""
     reflection: bool = _SERVER.reflection
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
+    audit_file: Path | None = None
+    """Gets a JSON line for every request that ended: which digest served whom."""
 
     def engine_config(self, base_model: str) -> EngineConfig:
         """Raises BadConfiguration when settings contradict each other."""

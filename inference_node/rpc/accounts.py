@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_log = logging.getLogger(__name__)
 
 
 class Witness(Protocol):
@@ -49,6 +51,29 @@ class Nobody:
 
 
 NOBODY = Nobody()
+
+
+class Witnesses:
+    """Several as one; the trouble of one is neither another's nor the caller's."""
+
+    def __init__(self, *witnesses: Witness) -> None:
+        self._all = witnesses
+
+    def ended(self, ended: Ended) -> None:
+        self._tell(lambda witness: witness.ended(ended))
+
+    def answered(self, method: str, code: str) -> None:
+        self._tell(lambda witness: witness.answered(method, code))
+
+    def leaving(self) -> None:
+        self._tell(lambda witness: witness.leaving())
+
+    def _tell(self, tell: Callable[[Witness], None]) -> None:
+        for witness in self._all:
+            try:
+                tell(witness)
+            except Exception:
+                _log.exception("what was told of a call is lost")
 
 
 class Account:

@@ -47,13 +47,15 @@ class NodeCollector(Collector):
         *,
         adapters: int,
         records_refused: Callable[[], int],
+        audit_lost: Callable[[], int] | None = None,
         patience: float = ENGINE_SECONDS,
     ) -> None:
-        """At most `adapters` versions are told by name."""
+        """At most `adapters` versions are told by name; `audit_lost` where there is an audit."""
         self._engine = engine
         self._book = book
         self._adapters = adapters
         self._records_refused = records_refused
+        self._audit_lost = audit_lost
         self._patience = patience
         self.draining = False
 
@@ -76,6 +78,8 @@ class NodeCollector(Collector):
         page.put(series.ENGINE_UP, self._engine.healthy())
         page.put(series.DRAINING, self.draining)
         page.put(series.RECORDS_REFUSED, self._records_refused())
+        if self._audit_lost is not None:
+            page.put(series.AUDIT_LOST, self._audit_lost())
         self._book.write(page)
         began = time.monotonic()
         readings = self._read()

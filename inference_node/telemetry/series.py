@@ -287,6 +287,11 @@ READ_SECONDS = _gauge(
     "engine knows, when it did not answer.",
 )
 
+AUDIT_LOST = _counter(
+    "lorapool_audit_lost_lines_total",
+    "Lines of the audit file that could not be written; absent on nodes without one.",
+)
+
 # What routers scrape: vLLM's names and meanings.
 VLLM_RUNNING = _gauge("vllm:num_requests_running", "Requests in the running batch.", "model_name")
 VLLM_WAITING = _gauge("vllm:num_requests_waiting", "Requests waiting to be run.", "model_name")

@@ -21,7 +21,7 @@ BIN = Path(sys.executable).parent
 START_S = 90.0
 EXIT_S = 30.0
 SERVE = (str(BIN / "inference-node"), "serve")
-_READY = re.compile(r"^ready +(\S+:\d+) ", re.MULTILINE)
+_READY = re.compile(r"(?:^|\")ready +(\S+:\d+) ", re.MULTILINE)
 
 
 def clean_environment() -> dict[str, str]:

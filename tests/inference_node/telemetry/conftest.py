@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from inference_node.client import Client
-from inference_node.telemetry.node import Metrics
+from inference_node.telemetry.metrics import Metrics
 from inference_node.telemetry.refused import RefusedRecords
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.harness import Node

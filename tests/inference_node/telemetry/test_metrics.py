@@ -65,7 +65,11 @@ def test_every_sample_is_of_a_series_in_the_catalogue_and_has_its_labels(busy: S
             assert names <= set(known[name].labels), name
             assert empty <= {"rank", "tenant"}, f"{name} lacks {empty}"
     missing = known.keys() - found.names()
-    unused = {"lorapool_hints_healthy", "lorapool_adapter_refusals_total"}
+    unused = {
+        "lorapool_hints_healthy",
+        "lorapool_adapter_refusals_total",
+        "lorapool_audit_lost_lines_total",
+    }
     assert missing == unused, "nothing makes these be told"
 
 

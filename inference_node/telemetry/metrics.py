@@ -1,4 +1,4 @@
-"""What one node tells: put together from its settings, told by the server, asked by scrapes."""
+"""The page that scrapes get: told by the server what ends, asking the engine for the rest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
 from inference_node.ended import Ended
+from inference_node.telemetry.audit import Audit
 from inference_node.telemetry.book import Book
 from inference_node.telemetry.collector import NodeCollector, Observed
 from inference_node.telemetry.listener import Listener
@@ -18,7 +19,13 @@ class Metrics:
     """A witness of the server's calls, and the page that scrapes get. A context: it listens."""
 
     def __init__(
-        self, engine: Observed, *, listen: str, adapters: int, records_refused: RefusedRecords
+        self,
+        engine: Observed,
+        *,
+        listen: str,
+        adapters: int,
+        records_refused: RefusedRecords,
+        audit: Audit | None = None,
     ) -> None:
         """At most `adapters` have series of their own.
 
@@ -26,7 +33,11 @@ class Metrics:
         """
         self._book = Book(adapters=adapters, clock=time.monotonic)
         self._collector = NodeCollector(
-            engine, self._book, adapters=adapters, records_refused=records_refused.read
+            engine,
+            self._book,
+            adapters=adapters,
+            records_refused=records_refused.read,
+            audit_lost=None if audit is None else lambda: audit.lost,
         )
         self.registry = CollectorRegistry()
         self.registry.register(self._collector)
