@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from inference_node.errors import NodeError
+from inference_node.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,8 @@ class Request:
     """Higher goes first; requests of one priority share fairly."""
     affinity_key: str = ""
     """During a split of the adapter, equal keys get the same version; empty gets the active one."""
+    trace: Trace | None = field(default=None, compare=False)
+    """What the work for it is told as a part of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
 
 import torch
 
@@ -31,117 +30,28 @@ from adapter_store.validate import check_content, check_sizes, largest_rank
 from inference_node.adapters.host_tier import HostTier
 from inference_node.adapters.outcomes import as_node_error, is_permanent
 from inference_node.adapters.pool import AdapterPool
+from inference_node.adapters.reports import (
+    Fetched,
+    Filled,
+    Heard,
+    Learned,
+    LoaderEvent,
+    Prepared,
+    Resolved,
+    Target,
+    Unfilled,
+    Unprepared,
+    Unresolved,
+    Withdrawn,
+)
 from inference_node.adapters.versions import Entry, Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter, host_adapter
 from inference_node.adapters.workers import background
 from inference_node.errors import AdapterIncompatible, EngineFailure, NodeError
 from inference_node.kernels.lora import ModuleMap
+from inference_node.tracing import OFF, Trace, Tracing
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a reference resolved to, with where its bytes are."""
-
-    entry: Entry
-    version: VersionRef
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """The reference of request `token` means `target`."""
-
-    token: str
-    target: Target
-    arm: Target | None = None
-    """What the request's affinity key gets of a split; None when no key was given."""
-    asked: bool = True
-    """Whether the store was asked for news."""
-    seconds: float = field(default=0.0, compare=False)
-    """That the look-up took."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unresolved:
-    token: str
-    error: NodeError
-    seconds: float = field(default=0.0, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What it took to bring a version to the host."""
-
-    fetch: float
-    """Seconds, as `verify`: of reading its files, and of checking and laying out what they hold."""
-    verify: float
-    bytes: int
-    """Of the files."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A version is verified and laid out on the host."""
-
-    key: VersionKey
-    host: HostAdapter
-    fetched: Fetched | None = field(default=None, compare=False)
-    """None when the host had it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unprepared:
-    key: VersionKey
-    error: NodeError
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """A staged version's pages hold its bytes."""
-
-    staged: Resident
-
-
-@dataclass(frozen=True, slots=True)
-class Unfilled:
-    """A version's pages could not be filled."""
-
-    staged: Resident
-    error: NodeError
-    wiped: bool
-    """Whether they are all zeros again; else nobody may be given them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """The log of a served name has grown; `target` is None after a tombstone."""
-
-    tenant: str
-    adapter: str
-    gen: int
-    target: Target | None
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
-    """What the name served up to `gen` is no longer trusted."""
-
-    tenant: str
-    adapter: str
-    gen: int
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """There may be news of these names, tenant and adapter; None: of any."""
-
-    names: frozenset[tuple[str, str]] | None
-
-
-LoaderEvent = (
-    Resolved | Unresolved | Prepared | Unprepared | Filled | Unfilled | Learned | Withdrawn | Heard
-)
 
 
 class Loader:
@@ -161,6 +71,7 @@ class Loader:
         post: Callable[[LoaderEvent], None],
         clock: Callable[[], float] = time.monotonic,
         executor: Callable[[int, str], Executor] = background,
+        tracing: Tracing = OFF,
     ) -> None:
         """`executor` makes a pool of so many workers under a name."""
         self._reader = reader
@@ -172,6 +83,7 @@ class Loader:
         self._max_rank = max_rank
         self._post = post
         self._clock = clock
+        self._tracing = tracing
         self.host = HostTier(host_bytes, clock=clock)
         self._quarantine: dict[tuple[FileEntry, ...], NodeError] = {}
         """By the stored chunks: equal content published again comes from other chunks."""
@@ -179,18 +91,27 @@ class Loader:
         self._workers = executor(threads, "adapter-load")
         self._resolvers = executor(threads, "adapter-resolve")
 
-    def resolve(self, token: str, ref: AdapterRef, min_generation: int) -> None:
-        """Posts Resolved or Unresolved for `token`."""
-        self._resolvers.submit(self._resolve, token, ref, min_generation)
+    def resolve(
+        self, token: str, ref: AdapterRef, min_generation: int, *, trace: Trace | None = None
+    ) -> None:
+        """Posts Resolved or Unresolved for `token`; `trace` is what it is told as a part of."""
+        self._resolvers.submit(self._resolve, token, ref, min_generation, trace)
 
     def choose(
-        self, token: str, ref: AdapterRef, min_generation: int, affinity: str, *, ask: bool
+        self,
+        token: str,
+        ref: AdapterRef,
+        min_generation: int,
+        affinity: str,
+        *,
+        ask: bool,
+        trace: Trace | None = None,
     ) -> None:
         """As `resolve` for a reference that pins nothing, with what `affinity` gets of a split.
 
         Without `ask`, and while the store has no news, what is known of the log answers.
         """
-        self._resolvers.submit(self._choose, token, ref, min_generation, affinity, ask)
+        self._resolvers.submit(self._choose, token, ref, min_generation, affinity, ask, trace)
 
     def prepare(self, target: Target) -> None:
         """Posts Prepared or Unprepared for the version; once, however often it is asked meanwhile.
@@ -252,11 +173,15 @@ class Loader:
         self._workers.shutdown(wait=True, cancel_futures=True)
         self._resolvers.shutdown(wait=True, cancel_futures=True)
 
-    def _resolve(self, token: str, ref: AdapterRef, min_generation: int) -> None:
+    def _resolve(
+        self, token: str, ref: AdapterRef, min_generation: int, trace: Trace | None
+    ) -> None:
         began = self._clock()
+        # What a reference pins is the same in every generation.
+        least = 0 if ref.pinned else min_generation
         try:
-            # What a reference pins is the same in every generation.
-            resolved = self._reader.resolve(ref, min_generation=0 if ref.pinned else min_generation)
+            with self._tracing.work("adapter.resolve", trace, {"lorapool.asked": str(ref)}):
+                resolved = self._reader.resolve(ref, min_generation=least)
             self._check_base(ref, resolved.version)
         except Exception as error:
             self._post_unresolved(token, ref, error, began)
@@ -265,13 +190,20 @@ class Loader:
             self._post(Resolved(token, target, seconds=self._clock() - began))
 
     def _choose(
-        self, token: str, ref: AdapterRef, min_generation: int, affinity: str, ask: bool
+        self,
+        token: str,
+        ref: AdapterRef,
+        min_generation: int,
+        affinity: str,
+        ask: bool,
+        trace: Trace | None,
     ) -> None:
         began = self._clock()
         try:
-            found, asked = self._newest(ref, min_generation, ask=ask)
+            with self._tracing.work("adapter.resolve", trace, {"lorapool.asked": str(ref)}):
+                found, asked = self._newest(ref, min_generation, ask=ask)
+                arm = self._reader.resolve(ref, affinity=affinity, refresh=False)
             self._check_base(ref, found.version)
-            arm = self._reader.resolve(ref, affinity=affinity, refresh=False)
             self._check_base(ref, arm.version)
         except Exception as error:
             self._post_unresolved(token, ref, error, began)
@@ -322,8 +254,18 @@ class Loader:
         declared = {file.name: file.size for file in version.files}
         check_sizes(declared, config=version.config, card_modules=self._card)
         began = self._clock()
-        files = self._reader.fetch(key.tenant, version)
+        told = {"lorapool.adapter": target.entry.adapter, "lorapool.digest": key.vdig}
+        with self._tracing.work("adapter.fetch", target.trace, told):
+            files = self._reader.fetch(key.tenant, version)
         read = self._clock()
+        with self._tracing.work("adapter.verify", target.trace, told):
+            host = self._laid_out(files, version)
+        self.host.put(target.entry, host)
+        size = sum(map(len, files.values()))
+        return host, Fetched(read - began, self._clock() - read, size)
+
+    def _laid_out(self, files: Mapping[str, bytes], version: VersionRef) -> HostAdapter:
+        """Pages of a version's files, once all that can be wrong with them is not."""
         content = check_content(files, config=version.config, card_modules=self._card)
         rank = largest_rank(content.spec, self._card)
         if rank > self._max_rank:
@@ -339,9 +281,7 @@ class Loader:
                 f"{max(self._pool.allocator.total)}",
                 hint="raise LORAPOOL_POOL_MB",
             )
-        self.host.put(target.entry, host)
-        size = sum(map(len, files.values()))
-        return host, Fetched(read - began, self._clock() - read, size)
+        return host
 
     def _check_base(self, ref: AdapterRef, version: VersionRef) -> None:
         if version.base != self._fingerprint:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from inference_node.engine.loop import EngineLoop
     from inference_node.request import ModelInfo
     from inference_node.rpc.limits import ServerConfig
+    from inference_node.tracing import Tracing
 
 
 def serve(
@@ -111,13 +112,14 @@ def run(configuration: Configuration) -> None:
     store = store_settings.open_store()
     verifier = store_settings.open_verifier(logging.getLogger("inference_node.store").warning)
 
-    from inference_node.cli.telling import open_audit, telling, words
+    from inference_node.cli.telling import open_audit, open_traces, telling, words
     from inference_node.engine.build import build_engine
     from inference_node.telemetry.refused import RefusedRecords
 
     tell, refused = words(settings), RefusedRecords()
     with contextlib.ExitStack() as stack:
         audit = stack.enter_context(open_audit(settings))
+        traced = stack.enter_context(open_traces(settings))
         tell("loading the base model ...")
         config = settings.engine_config(settings.checkpoint())
         node = secrets.token_hex(8)
@@ -125,9 +127,12 @@ def run(configuration: Configuration) -> None:
             config,
             reader=_reader(store, settings, store_settings, verifier, on_refused=refused.note),
             hints=store_settings.open_hints(node=node),
+            tracing=traced.tracing,
         )
         _meet(store, engine.card, tell)
-        told = stack.enter_context(telling(settings, engine, refused=refused, audit=audit))
+        told = stack.enter_context(
+            telling(settings, engine, refused=refused, audit=audit, traced=traced)
+        )
         engine.start()
         _serve(
             engine,
@@ -137,6 +142,7 @@ def run(configuration: Configuration) -> None:
             verifier=verifier,
             node=node,
             told=told,
+            tracing=traced.tracing,
             tell=tell,
         )
     tell("drained")
@@ -151,6 +157,7 @@ def _serve(
     verifier: Verifier | None,
     node: str,
     told: Telling,
+    tracing: Tracing,
     tell: Callable[[str], None],
 ) -> None:
     import asyncio
@@ -177,6 +184,7 @@ def _serve(
             control=engine,
             fleet=None if registry is None else Membership(registry, node),
             witness=told.witness,
+            tracing=tracing,
         )
     )
 

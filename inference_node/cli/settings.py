@@ -128,6 +128,8 @@ class NodeSettings(BaseSettings):
     reflection: bool = _SERVER.reflection
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
+    traces: Literal["off", "otlp"] = "off"
+    """`otlp`: spans to where OpenTelemetry's own OTEL_EXPORTER_OTLP_ENDPOINT says."""
     audit_file: Path | None = None
     """Gets a JSON line for every request that ended: which digest served whom."""
 

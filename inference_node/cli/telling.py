@@ -15,6 +15,7 @@ from inference_node.rpc.accounts import Witness, Witnesses
 from inference_node.telemetry.audit import Audit
 from inference_node.telemetry.refused import RefusedRecords
 from inference_node.telemetry.request_log import RequestLog
+from inference_node.tracing import OFF, Tracing
 
 NO_METRICS = "nowhere: LORAPOOL_METRICS_LISTEN is not set"
 
@@ -25,6 +26,14 @@ class Telling:
 
     witness: Witness
     metrics: str
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """How calls are traced, and who is told for it what becomes of them."""
+
+    tracing: Tracing
+    witnesses: tuple[Witness, ...]
 
 
 def words(settings: NodeSettings) -> Callable[[str], None]:
@@ -45,11 +54,38 @@ def open_audit(settings: NodeSettings) -> Iterator[Audit | None]:
 
 
 @contextlib.contextmanager
+def open_traces(settings: NodeSettings) -> Iterator[Traced]:
+    """Raises BadConfiguration where OpenTelemetry is not installed."""
+    if settings.traces == "off":
+        yield Traced(OFF, ())
+        return
+    try:
+        from inference_node.telemetry.otel import OtelTracing, RequestSpans, otlp_provider
+
+        provider = otlp_provider()
+    except ModuleNotFoundError as error:
+        raise BadConfiguration(
+            f"LORAPOOL_TRACES={settings.traces}, and {error.name} is not installed",
+            hint="pip install 'lorapool[otel]'",
+        ) from error
+    tracing = OtelTracing(provider)
+    try:
+        yield Traced(tracing, (RequestSpans(tracing),))
+    finally:
+        provider.shutdown()
+
+
+@contextlib.contextmanager
 def telling(
-    settings: NodeSettings, engine: EngineLoop, *, refused: RefusedRecords, audit: Audit | None
+    settings: NodeSettings,
+    engine: EngineLoop,
+    *,
+    refused: RefusedRecords,
+    audit: Audit | None,
+    traced: Traced,
 ) -> Iterator[Telling]:
     """Raises BadConfiguration when there is no Prometheus client, or the address cannot be had."""
-    witnesses: list[Witness] = [RequestLog()]
+    witnesses: list[Witness] = [RequestLog(), *traced.witnesses]
     if audit is not None:
         witnesses.append(audit)
     listen = settings.metrics_address()

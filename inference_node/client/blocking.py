@@ -13,7 +13,13 @@ from grpc_health.v1 import health_pb2_grpc
 from inference_node.client.access import NOBODY, Access
 from inference_node.client.failures import to_error
 from inference_node.client.generations import Generations
-from inference_node.client.link import DEFAULT_ADDRESS, affinity, open_channel
+from inference_node.client.link import (
+    DEFAULT_ADDRESS,
+    GENERATE,
+    STREAM_GENERATE,
+    affinity,
+    open_channel,
+)
 from inference_node.client.messages import (
     DEFAULT_TIMEOUT,
     GREEDY,
@@ -34,15 +40,25 @@ from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
 from inference_node.request import ModelInfo, Output, Sampling, Served, Stopping
 from inference_node.text import ChatMessage as Message
+from inference_node.tracing import OFF, Tracing
 
 
 class Client:
     """Blocking calls to one node; safe to share between threads."""
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, access: Access = NOBODY, monotonic: bool = False
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        access: Access = NOBODY,
+        monotonic: bool = False,
+        tracing: Tracing = OFF,
     ) -> None:
-        """Connects on the first call. Raises BadConfiguration for what `access` cannot be."""
+        """Connects on the first call. Raises BadConfiguration for what `access` cannot be.
+
+        `tracing` is `inference_node.telemetry.otel.OtelTracing()` where calls are to be traced.
+        """
+        self._tracing = tracing
         self._channel = open_channel(address, access)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._seen = Generations() if monotonic else None
@@ -76,10 +92,18 @@ class Client:
             priority=priority,
             affinity_key=affinity_key,
         )
+        calling = self._tracing.calling(GENERATE)
+        problem = ""
         try:
-            answered = self._stub.Generate(message, timeout=timeout, metadata=affinity(adapter))
+            answered = self._stub.Generate(
+                message, timeout=timeout, metadata=(*affinity(adapter), *calling.headers)
+            )
         except grpc.RpcError as error:
-            raise to_error(error) from None
+            failure = to_error(error)
+            problem = failure.reason
+            raise failure from None
+        finally:
+            calling.end(problem)
         answer = to_answer(answered)
         self._note(adapter, answer.served)
         return answer
@@ -112,14 +136,16 @@ class Client:
             priority=priority,
             affinity_key=affinity_key,
         )
-        return Stream(
-            self._stub.StreamGenerate(
-                pb.StreamGenerateRequest(request=message),
-                timeout=timeout,
-                metadata=affinity(adapter),
-            ),
-            partial(self._note, adapter),
+        calling = self._tracing.calling(STREAM_GENERATE)
+        call = self._stub.StreamGenerate(
+            pb.StreamGenerateRequest(request=message),
+            timeout=timeout,
+            metadata=(*affinity(adapter), *calling.headers),
         )
+        # Called once it has ended, whoever ended it.
+        if not call.add_callback(calling.end):
+            calling.end()
+        return Stream(call, partial(self._note, adapter))
 
     def tokenize(
         self, prompt: str | Sequence[Message], *, timeout: float = 10.0

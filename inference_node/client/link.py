@@ -11,6 +11,8 @@ from inference_node.client.access import Access
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_ADMIN_ADDRESS = "127.0.0.1:50052"
+GENERATE = "lorapool.v1.InferenceService/Generate"
+STREAM_GENERATE = "lorapool.v1.InferenceService/StreamGenerate"
 
 # Only UNAVAILABLE is tried again: no node was reached, or it stops, or its store is away. The node
 # says when (grpc-retry-pushback-ms), and what has begun to be answered is never repeated.

@@ -13,17 +13,17 @@ from collections.abc import Callable, Collection
 
 from adapter_store.errors import InvalidName
 from adapter_store.layout import AdapterRef, parse_ref
-from inference_node.adapters.loader import (
+from inference_node.adapters.loader import Loader
+from inference_node.adapters.pool import AdapterPool
+from inference_node.adapters.reports import (
     Heard,
     Learned,
-    Loader,
     LoaderEvent,
     Resolved,
     Target,
     Unresolved,
     Withdrawn,
 )
-from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Residency, Resident
 from inference_node.adapters.watcher import Watcher
@@ -260,6 +260,7 @@ class Admission:
             grant,
             refuse,
             affinity=request.affinity_key,
+            trace=request.trace,
         )
         self._claims[sequence] = claim
         return claim

@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adapter_store.record import VersionRef
 from inference_node.adapters.backoff import Backoff, Delays
 from inference_node.adapters.load_meter import FROM_HOST, FROM_STORE, LoadMeter
-from inference_node.adapters.loader import (
-    Fetched,
-    Filled,
-    Loader,
-    Prepared,
-    Target,
-    Unfilled,
-    Unprepared,
-)
+from inference_node.adapters.loader import Loader
 from inference_node.adapters.outcomes import is_permanent
 from inference_node.adapters.pool import AdapterPool
+from inference_node.adapters.reports import Fetched, Filled, Prepared, Target, Unfilled, Unprepared
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Residency, VersionKey
 from inference_node.adapters.weights import HostAdapter
@@ -99,7 +92,7 @@ class Arrivals:
         elif (setback := self._setback(target.entry)) is not None:
             claim.refuse(setback)
         else:
-            self._begin(target).claims.append(claim)
+            self._begin(replace(target, trace=claim.trace)).claims.append(claim)
 
     def bring(self, target: Target) -> None:
         """Serve `target` under its bare name: now if it is resident, else when it is.

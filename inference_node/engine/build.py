@@ -41,6 +41,7 @@ from inference_node.model.graphs import CudaGraphs
 from inference_node.model.trace import trace
 from inference_node.request import ModelInfo, PoolStatus
 from inference_node.text import Tokenizer
+from inference_node.tracing import OFF, Tracing
 
 
 def base_card(config: EngineConfig) -> BaseCard:
@@ -108,13 +109,16 @@ def build_engine(
     reader: Reader,
     hints: Hints | None = None,
     clock: Callable[[], float] = time.monotonic,
+    tracing: Tracing = OFF,
 ) -> EngineLoop:
     """Load the base, fix the pool and the KV cache, wire the threads; not started yet.
 
     Raises BaseModelUnavailable, UnsupportedModel or BadConfiguration.
     """
     leave_the_cores()
-    return assemble(load_model(config), config, reader=reader, hints=hints, clock=clock)
+    return assemble(
+        load_model(config), config, reader=reader, hints=hints, clock=clock, tracing=tracing
+    )
 
 
 def assemble(
@@ -125,6 +129,7 @@ def assemble(
     hints: Hints | None = None,
     clock: Callable[[], float] = time.monotonic,
     executor: Callable[[int, str], Executor] = background,
+    tracing: Tracing = OFF,
 ) -> EngineLoop:
     """An engine around `model`, with a pool and a KV cache of its own.
 
@@ -157,6 +162,7 @@ def assemble(
         post=inbox.post,
         clock=clock,
         executor=executor,
+        tracing=tracing,
     )
     watcher = Watcher(
         loader,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adapter_store.layout import AdapterRef
 from inference_node.adapters.versions import Entry
 from inference_node.errors import NodeError
+from inference_node.tracing import Trace
 
 
 @dataclass(slots=True, eq=False)
@@ -27,3 +28,5 @@ class Claim:
     """During a split of the adapter, equal keys get the same version; empty the active one."""
     patient: bool = False
     """It waits for pages and has nobody make way for it."""
+    trace: Trace | None = None
+    """What looking up and loading for it is told as a part of."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from dataclasses import dataclass
 
-from inference_node.adapters.loader import LoaderEvent
+from inference_node.adapters.reports import LoaderEvent
 from inference_node.engine.orders import AnyOrder
 from inference_node.engine.sequence import Sequence
 

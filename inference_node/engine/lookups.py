@@ -139,7 +139,7 @@ class Lookups:
         assert not self._probe or self._probe in self._running, "nobody finds the store again"
 
     def _begin(self, question: _Question, claims: list[Claim]) -> None:
-        token, ref = claims[0].token, question.ref
+        token, ref, trace = claims[0].token, question.ref, claims[0].trace
         while token in self._running:
             token += " again"
         self._running[token] = Lookup(question, list(claims))
@@ -148,10 +148,15 @@ class Lookups:
             self._probe = token
         if question.affinity:
             self._loader.choose(
-                token, ref, question.min_generation, question.affinity, ask=question.ask
+                token,
+                ref,
+                question.min_generation,
+                question.affinity,
+                ask=question.ask,
+                trace=trace,
             )
         else:
-            self._loader.resolve(token, ref, question.min_generation)
+            self._loader.resolve(token, ref, question.min_generation, trace=trace)
 
     def _note_store(self, token: str, error: NodeError | None) -> None:
         probed = token == self._probe

@@ -6,7 +6,7 @@ of publishes costs as many fetches as there is time for, and none of them holds 
 
 from __future__ import annotations
 
-from inference_node.adapters.loader import Target
+from inference_node.adapters.reports import Target
 from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.engine.names import Name
 

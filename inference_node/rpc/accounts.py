@@ -16,11 +16,13 @@ from inference_node.errors import Cancelled, EngineFailure, NodeError
 from inference_node.request import Completed, Delta, Event, Failed, Request, Served, Started
 from inference_node.rpc.auth import POLICIES, caller
 from inference_node.rpc.handlers import wrapped
+from inference_node.tracing import OFF, Tracing
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 Context = grpc.aio.ServicerContext[Any, Any]
+OURS = "lorapool."
 _log = logging.getLogger(__name__)
 
 
@@ -154,10 +156,14 @@ def account(
 
 
 class Counted(grpc.aio.ServerInterceptor):
-    """Tells a witness with which status each call ended. The first interceptor: it sees all."""
+    """Tells a witness with which status each call ended. The first interceptor: it sees all.
 
-    def __init__(self, witness: Witness) -> None:
+    Calls of our own services are traced.
+    """
+
+    def __init__(self, witness: Witness, tracing: Tracing) -> None:
         self._witness = witness
+        self._tracing = tracing
 
     async def intercept_service(
         self,
@@ -173,17 +179,20 @@ class Counted(grpc.aio.ServerInterceptor):
     @contextlib.asynccontextmanager
     async def _counting(self, method: str, context: Context) -> AsyncIterator[None]:
         code = grpc.StatusCode.UNKNOWN
-        try:
-            yield
-            code = _code(context, grpc.StatusCode.OK)
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except BaseException:
-            code = _code(context, grpc.StatusCode.UNKNOWN)
-            raise
-        finally:
-            self._witness.answered(method, code.name)
+        tracing = self._tracing if method.startswith(OURS) else OFF
+        with tracing.serving(method, context.invocation_metadata() or ()) as serving:
+            try:
+                yield
+                code = _code(context, grpc.StatusCode.OK)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except BaseException:
+                code = _code(context, grpc.StatusCode.UNKNOWN)
+                raise
+            finally:
+                self._witness.answered(method, code.name)
+                serving.answered(code.name)
 
 
 def _code(context: Context, default: grpc.StatusCode) -> grpc.StatusCode:

@@ -14,6 +14,7 @@ from inference_node.rpc.accounts import Counted, Witness
 from inference_node.rpc.auth import Gate
 from inference_node.rpc.limits import ServerConfig, channel_options
 from inference_node.rpc.tls import server_credentials
+from inference_node.tracing import Tracing
 
 LIVENESS = "liveness"
 READINESS = ("", "readiness")
@@ -37,6 +38,7 @@ class Door:
         config: ServerConfig,
         services: Iterable[Service],
         witness: Witness,
+        tracing: Tracing,
     ) -> None:
         """`variable` is the setting that says where it listens."""
         self._listen = listen
@@ -44,7 +46,7 @@ class Door:
         self._tls = config.tls
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[Counted(witness), Gate(config.auth)],
+            interceptors=[Counted(witness, tracing), Gate(config.auth)],
             options=channel_options(),
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )

@@ -41,6 +41,7 @@ from inference_node.rpc.quotas import Quotas, QuotaTable, read_quotas
 from inference_node.rpc.reloaded import Reloaded
 from inference_node.rpc.servicers import InferenceServicer
 from inference_node.rpc.tally import Tally
+from inference_node.tracing import OFF, Tracing
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name
@@ -73,6 +74,7 @@ class NodeServer:
         control: ResidencyControl | None = None,
         fleet: Membership | None = None,
         witness: Witness = NOBODY,
+        tracing: Tracing = OFF,
     ) -> None:
         """`open_reader` opens the store for CatalogService, which is not served without.
 
@@ -92,17 +94,22 @@ class NodeServer:
             tally,
             Quotas(_quota_table(config.quotas), clock=time.monotonic),
             witness,
+            tracing,
             max_request_seconds=config.max_request_seconds,
         )
         self._catalog = None if open_reader is None else CatalogServicer(open_reader)
         self._adapters = None
-        self._door = Door(config.listen, "LORAPOOL_LISTEN", config, self._services(), witness)
+        self._door = Door(
+            config.listen, "LORAPOOL_LISTEN", config, self._services(), witness, tracing
+        )
         self._doors = [self._door]
         if config.admin_listen and control is not None:
             self._adapters = AdapterServicer(control, engine.info, tally)
             add = partial(adapters_pb2_grpc.add_AdapterServiceServicer_to_server, self._adapters)
             services = [Service(ADAPTERS, add)]
-            admin = Door(config.admin_listen, "LORAPOOL_ADMIN_LISTEN", config, services, witness)
+            admin = Door(
+                config.admin_listen, "LORAPOOL_ADMIN_LISTEN", config, services, witness, tracing
+            )
             self._doors.append(admin)
         self._draining = False
         self._watch: asyncio.Task[None] | None = None
@@ -218,6 +225,7 @@ async def serve(
     control: ResidencyControl | None = None,
     fleet: Membership | None = None,
     witness: Witness = NOBODY,
+    tracing: Tracing = OFF,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `on_ready` is told the port."""
     loop = asyncio.get_running_loop()
@@ -229,7 +237,13 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     server = NodeServer(
-        engine, config, open_reader=open_reader, control=control, fleet=fleet, witness=witness
+        engine,
+        config,
+        open_reader=open_reader,
+        control=control,
+        fleet=fleet,
+        witness=witness,
+        tracing=tracing,
     )
     await server.start()
     on_ready(server.port)

@@ -35,6 +35,7 @@ from inference_node.rpc.mailbox import Mailbox
 from inference_node.rpc.quotas import Quotas, Stay
 from inference_node.rpc.status import answering
 from inference_node.rpc.tally import Tally
+from inference_node.tracing import Tracing
 
 ANSWER_GRACE = 5.0
 """Seconds past its deadline after which a request the engine never answered is given up."""
@@ -52,12 +53,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         tally: Tally,
         quotas: Quotas,
         witness: Witness,
+        tracing: Tracing,
         *,
         max_request_seconds: float,
     ) -> None:
         self._engine = engine
         self._tally = tally
         self._witness = witness
+        self._tracing = tracing
         self._quotas = quotas
         self._max_request_seconds = max_request_seconds
         self._bounds = convert.Bounds(engine.info().max_context, engine.tokenizer.vocab_size)
@@ -177,7 +180,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             granted.in_words_of_the_question(),
             self._quotas.stay(granted.tenant, tokens=tokens) as stay,
             self._submitted(
-                replace(request, tenant=granted.tenant, adapter=granted.adapter)
+                replace(
+                    request,
+                    tenant=granted.tenant,
+                    adapter=granted.adapter,
+                    trace=self._tracing.current(),
+                )
             ) as mailbox,
         ):
             stay.used = len(request.prompt)

@@ -32,6 +32,7 @@ from inference_node.request import (
     Started,
     Stopping,
 )
+from inference_node.tracing import OFF, Tracing
 
 PATIENCE = 120.0
 _ids = itertools.count()
@@ -157,9 +158,10 @@ def start_node(
     *,
     hints: Hints | None = None,
     reader: Reader | None = None,
+    tracing: Tracing = OFF,
 ) -> Node:
     """A running engine, its base card registered in the store."""
-    engine = build_engine(config, reader=reader or Reader(store), hints=hints)
+    engine = build_engine(config, reader=reader or Reader(store), hints=hints, tracing=tracing)
     register_base(store, engine.card)
     engine.start()
     warnings: list[str] = []

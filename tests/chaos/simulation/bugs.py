@@ -24,7 +24,8 @@ from adapter_store.record import Chunk, FileEntry, Record, VersionRef, decode_re
 from adapter_store.retention import Needs, Roots
 from adapter_store.slot import Slot
 from adapter_store.upload import Placed, Uploader, put_once
-from inference_node.adapters.loader import Filled, Loader
+from inference_node.adapters.loader import Loader
+from inference_node.adapters.reports import Filled
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Resident
 from inference_node.adapters.weights import HostAdapter

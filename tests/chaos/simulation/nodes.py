@@ -20,9 +20,10 @@ from adapter_store.errors import InvalidAdapter
 from adapter_store.reader import Reader
 from adapter_store.tensor_file import WEIGHTS_FILE
 from inference_node.adapters import loader as loader_module
-from inference_node.adapters.loader import Learned, Loader, LoaderEvent
+from inference_node.adapters.loader import Loader
 from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.pool import AdapterPool
+from inference_node.adapters.reports import Learned, LoaderEvent
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Resident
 from inference_node.adapters.watcher import Watcher

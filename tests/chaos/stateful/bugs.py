@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
-from inference_node.adapters.loader import Filled, Loader
+from inference_node.adapters.loader import Loader
 from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.pool import AdapterPool
+from inference_node.adapters.reports import Filled
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Residency, Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter

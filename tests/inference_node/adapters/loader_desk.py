@@ -18,8 +18,9 @@ from adapter_store.layout import AdapterRef
 from adapter_store.reader import Reader
 from adapter_store.reader import Resolved as Found
 from adapter_store.record import FileEntry, Record, RecordKind, VersionRef
-from inference_node.adapters.loader import (
-    Loader,
+from inference_node.adapters.loader import Loader
+from inference_node.adapters.pool import AdapterPool
+from inference_node.adapters.reports import (
     LoaderEvent,
     Prepared,
     Resolved,
@@ -27,7 +28,6 @@ from inference_node.adapters.loader import (
     Unprepared,
     Unresolved,
 )
-from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.errors import (
     NodeError,

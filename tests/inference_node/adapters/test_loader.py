@@ -15,14 +15,7 @@ from adapter_store.errors import (
 )
 from adapter_store.layout import AdapterRef
 from inference_node.adapters import pool as pool_module
-from inference_node.adapters.loader import (
-    Filled,
-    Learned,
-    Prepared,
-    Resolved,
-    Target,
-    Unfilled,
-)
+from inference_node.adapters.reports import Filled, Learned, Prepared, Resolved, Target, Unfilled
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, VersionKey
 from inference_node.errors import (

@@ -12,9 +12,7 @@ from adapter_store.errors import (
     StoreUnavailable,
 )
 from adapter_store.record import Chunk, VersionRef
-from inference_node.adapters.loader import (
-    Prepared,
-)
+from inference_node.adapters.reports import Prepared
 from inference_node.errors import (
     AdapterCorrupt,
     AdapterIncompatible,

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from adapter_store.layout import AdapterRef
 from adapter_store.record import VersionRef
-from inference_node.adapters.loader import (
+from inference_node.adapters.pages import PageAllocator
+from inference_node.adapters.reports import (
     Filled,
     Learned,
     Prepared,
@@ -19,7 +20,6 @@ from inference_node.adapters.loader import (
     Unprepared,
     Unresolved,
 )
-from inference_node.adapters.pages import PageAllocator
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Resident, VersionKey
 from inference_node.engine.admission import Admission
@@ -56,7 +56,9 @@ class ScriptedLoader:
     begun: bool = True
     """Whether a fetch counts as begun at once, so that it cannot be called off."""
 
-    def resolve(self, token: str, ref: AdapterRef, min_generation: int) -> None:
+    def resolve(
+        self, token: str, ref: AdapterRef, min_generation: int, *, trace: object = None
+    ) -> None:
         self.lookups.append(Lookup(token, ref, min_generation))
 
     def prepare(self, wanted: Target) -> None:

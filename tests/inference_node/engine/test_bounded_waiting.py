@@ -16,8 +16,9 @@ from typing import Any, cast
 import pytest
 
 from adapter_store.record import VersionRef
-from inference_node.adapters.loader import Filled, Loader, Prepared, Resolved, Target
+from inference_node.adapters.loader import Loader
 from inference_node.adapters.pages import PageAllocator
+from inference_node.adapters.reports import Filled, Prepared, Resolved, Target
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Residency, Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter
@@ -203,7 +204,7 @@ class Queue:
             watch=list,
             note_checked=lambda *name: None,
             checked_at=lambda *name: None,
-            resolve=lambda token, *args: self.looked_up.append(token),
+            resolve=lambda token, *args, trace: self.looked_up.append(token),
             on_host=lambda key: self.on_host.get(key),
         )
         loaded = cast(Any, nothing)

@@ -62,9 +62,9 @@ class Spies:
         self.ran: set[str] = set()
         resolve, run = Loader.resolve, Runner.run
 
-        def spy_resolve(loader: Loader, token: str, *rest: object) -> None:
+        def spy_resolve(loader: Loader, token: str, *rest: object, trace: object) -> None:
             self.resolved.append(token.partition("#")[0])
-            resolve(loader, token, *rest)  # type: ignore[arg-type]
+            resolve(loader, token, *rest, trace=trace)  # type: ignore[arg-type]
 
         def spy_run(runner: Runner, step: Step) -> list[Drawn]:
             self.ran |= {item.sequence.request.request_id for item in step.work}

@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 
 from adapter_store.record import VersionRef
-from inference_node.adapters.loader import Filled, Learned, Prepared, Resolved, Target, Unresolved
 from inference_node.adapters.pages import PageAllocator
+from inference_node.adapters.reports import Filled, Learned, Prepared, Resolved, Target, Unresolved
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Resident, VersionKey
 from inference_node.engine.admission import Admission
@@ -39,7 +39,7 @@ class Desk:
         """The token of every request whose reference was looked up, latest last."""
         self.asked = 0
         loader = SimpleNamespace(
-            resolve=lambda token, *args: self.looked_up.append(token),
+            resolve=lambda token, *args, trace: self.looked_up.append(token),
             prepare=lambda target: None,
             settled=lambda key: None,
             fill=lambda staged, host: self.staged.append(staged),

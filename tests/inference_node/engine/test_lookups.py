@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from inference_node.adapters.absent import AbsentNames
-from inference_node.adapters.loader import Heard, Learned
 from inference_node.adapters.outcomes import no_such_adapter
+from inference_node.adapters.reports import Heard, Learned
 from inference_node.engine import lookups as lookups_module
 from inference_node.engine.lookups import Lookup, Lookups
 from inference_node.errors import AdapterNotFound, StaleNode, StoreDown

@@ -13,7 +13,8 @@ import pytest
 
 from adapter_store.fleet import Standing
 from adapter_store.layout import DEFAULT_TENANT
-from inference_node.adapters.loader import Loader, Target
+from inference_node.adapters.loader import Loader
+from inference_node.adapters.reports import Target
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.admission import Admission

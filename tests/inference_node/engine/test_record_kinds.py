@@ -13,8 +13,9 @@ import pytest
 from adapter_store.layout import DEFAULT_TENANT
 from adapter_store.record import RecordKind
 from adapter_store.validate import LocalAdapter, read_adapter_dir
-from inference_node.adapters.loader import Learned, Loader, Target
+from inference_node.adapters.loader import Loader
 from inference_node.adapters.loader import _target as loader_target
+from inference_node.adapters.reports import Learned, Target
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry
 from inference_node.adapters.weights import HostAdapter

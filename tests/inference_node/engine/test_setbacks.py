@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference_node.adapters.loader import Learned
+from inference_node.adapters.reports import Learned
 from inference_node.engine.arrivals import Arrivals
 from inference_node.errors import (
     AdapterCorrupt,

@@ -16,7 +16,8 @@ from adapter_store.layout import DEFAULT_TENANT
 from adapter_store.memory import MemoryStore
 from adapter_store.reader import Reader
 from adapter_store.record import Record
-from inference_node.adapters.loader import Loader, LoaderEvent, Resolved
+from inference_node.adapters.loader import Loader
+from inference_node.adapters.reports import LoaderEvent, Resolved
 from inference_node.errors import StoreDown
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.harness import Node
@@ -181,7 +182,7 @@ def test_control_a_node_that_draws_an_arm_anew_for_each_request_is_caught(
     """Seeded bug: the request's own name chooses, not its affinity key."""
     choose = Loader.choose
 
-    def drawn(self: Loader, token: str, *rest: object, ask: bool) -> None:
+    def drawn(self: Loader, token: str, *rest: object, ask: bool, trace: object) -> None:
         ref, min_generation, _ = rest
         choose(self, token, ref, min_generation, token, ask=ask)  # type: ignore[arg-type]
 

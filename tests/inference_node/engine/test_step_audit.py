@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from inference_node.adapters.host_tier import HostTier
-from inference_node.adapters.loader import Target
 from inference_node.adapters.pages import PageAllocator
+from inference_node.adapters.reports import Target
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Resident
 from inference_node.engine.admission import Admission

@@ -17,7 +17,7 @@ from adapter_store.reader import Reader
 from inference_node.adapters import absent as absent_module
 from inference_node.adapters.absent import AbsentNames
 from inference_node.adapters.backoff import Delays
-from inference_node.adapters.loader import Target
+from inference_node.adapters.reports import Target
 from inference_node.config import EngineConfig
 from inference_node.engine.arrivals import Arrivals
 from inference_node.engine.claims import Claim

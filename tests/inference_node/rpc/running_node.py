@@ -13,6 +13,7 @@ from inference_node.rpc.accounts import NOBODY, Witness
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.limits import ServerConfig
 from inference_node.rpc.server import Membership, NodeServer
+from inference_node.tracing import OFF, Tracing
 
 CONFIG = ServerConfig(listen="127.0.0.1:0", drain_delay=0, drain_seconds=2)
 
@@ -33,6 +34,7 @@ def running_server(
     control: ResidencyControl | None = None,
     fleet: Membership | None = None,
     witness: Witness = NOBODY,
+    tracing: Tracing = OFF,
 ) -> Iterator[NodeServer]:
     """A server that has started, with whatever services it has what they need for."""
     loop = asyncio.new_event_loop()
@@ -41,7 +43,13 @@ def running_server(
 
     async def start() -> NodeServer:
         server = NodeServer(
-            engine, config, open_reader=open_reader, control=control, fleet=fleet, witness=witness
+            engine,
+            config,
+            open_reader=open_reader,
+            control=control,
+            fleet=fleet,
+            witness=witness,
+            tracing=tracing,
         )
         await server.start()
         return server
