@@ -203,7 +203,8 @@ def _pool(pool: PoolUse) -> list[RenderableType]:
     tiers = (
         f"{pool.resident} on the device, {pool.leases} leases, {pool.fetching} fetched now, "
         f"{pool.waiting} wait for pages; host {pool.host_versions}, "
-        f"{pool.host_bytes / 2**20:.0f} of {pool.host_budget / 2**20:.0f} MiB"
+        f"{pool.host_bytes / 2**20:.0f} of {pool.host_budget / 2**20:.0f} MiB; "
+        f"names confirmed {pool.stale_seconds:.0f} s ago at most"
     )
     return [table, tiers]
 

@@ -97,6 +97,7 @@ def to_pool(message: pb.PoolUse) -> PoolUse:
         host_versions=message.host_versions,
         host_bytes=message.host_bytes,
         host_budget=message.host_budget,
+        stale_seconds=message.stale_seconds,
     )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ class PoolWatch:
             seen = self._newest
             assert seen is not None
             change = difference(told, seen)
-            quiet = told is not None and (told.pool, told.load) == (change.pool, change.load)
+            quiet = told is not None and _standing(told) == _standing(seen)
             if not quiet or change.changed or change.gone or loop.time() >= until:
                 return seen, change
 
@@ -141,6 +141,11 @@ class PoolWatch:
             if self._error is not None:
                 return
             await asyncio.sleep(self._period)
+
+
+def _standing(look: Look) -> tuple[PoolUse, Load]:
+    """What is worth telling when it changes; the age of news alone is not."""
+    return replace(look.pool, stale_seconds=0.0), look.load
 
 
 def _by_key(versions: tuple[LoadedVersion, ...]) -> dict[Key, LoadedVersion]:

@@ -73,6 +73,7 @@ def pool(use: PoolUse) -> pb.PoolUse:
         host_versions=use.host_versions,
         host_bytes=use.host_bytes,
         host_budget=use.host_budget,
+        stale_seconds=use.stale_seconds,
     )
 
 

@@ -27,6 +27,7 @@ POOL = PoolUse(
     host_versions=2,
     host_bytes=2048,
     host_budget=4096,
+    stale_seconds=1.5,
 )
 
 

@@ -108,6 +108,7 @@ async def test_the_pool_is_told_group_by_group(stub: Stub) -> None:
     assert (group.name, group.total, group.free, group.idle, group.held) == ("q+k+v", 8, 5, 1, 2)
     assert group.total == group.free + group.idle + group.held + group.pinned + group.condemned
     assert (told.host_versions, told.host_bytes, told.host_budget) == (2, 2048, 4096)
+    assert told.stale_seconds == 1.5
 
 
 async def test_what_is_loaded_comes_in_pages(stub: Stub, control: ScriptedControl) -> None:
@@ -217,6 +218,12 @@ async def test_a_watcher_hears_everything_first_and_then_what_changes(
     control.pool = replace(POOL, leases=3)
     third = await call.read()
     assert (third.pool.leases, len(third.changed), len(third.gone)) == (3, 0, 0)
+    # That news has grown older is told with the next change, and is none.
+    control.pool, looks = replace(POOL, leases=3, stale_seconds=99.0), control.looks
+    await until(lambda: control.looks > looks + 1)
+    control.pool = replace(POOL, leases=4, stale_seconds=99.0)
+    fourth = await call.read()
+    assert (fourth.pool.leases, fourth.pool.stale_seconds) == (4, 99.0)
     call.cancel()
 
 

@@ -507,6 +507,7 @@ class PoolUse(_message.Message):
     HOST_VERSIONS_FIELD_NUMBER: _builtins.int
     HOST_BYTES_FIELD_NUMBER: _builtins.int
     HOST_BUDGET_FIELD_NUMBER: _builtins.int
+    STALE_SECONDS_FIELD_NUMBER: _builtins.int
     resident: _builtins.int
     """Versions that requests can hold."""
     leases: _builtins.int
@@ -523,6 +524,10 @@ class PoolUse(_message.Message):
     """Their bytes."""
     host_budget: _builtins.int
     """Bytes that the host tier may hold."""
+    stale_seconds: _builtins.float
+    """Seconds: the longest that a served name has gone without the store's word that it means what it
+    serves here.
+    """
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupUse]:
         """Each module group's pages."""
@@ -539,10 +544,11 @@ class PoolUse(_message.Message):
         host_versions: _builtins.int = ...,
         host_bytes: _builtins.int = ...,
         host_budget: _builtins.int = ...,
+        stale_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetching", b"fetching", "groups", b"groups", "host_budget", b"host_budget", "host_bytes", b"host_bytes", "host_versions", b"host_versions", "leases", b"leases", "resident", b"resident", "swaps_waiting", b"swaps_waiting", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetching", b"fetching", "groups", b"groups", "host_budget", b"host_budget", "host_bytes", b"host_bytes", "host_versions", b"host_versions", "leases", b"leases", "resident", b"resident", "stale_seconds", b"stale_seconds", "swaps_waiting", b"swaps_waiting", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
