@@ -74,13 +74,17 @@ class Arrivals:
         self._coming: dict[VersionKey, Arrival] = {}
         self._setbacks: Backoff[VersionKey] = Backoff(RETRIES, clock=clock, random=random)
         self._successors = Successors()
-        self._in_work: set[VersionKey] = set()
         self.meter = LoadMeter()
 
     @property
+    def loading(self) -> bool:
+        """Whether workers fetch, check or copy any version now, or have yet to begin."""
+        return any(arrival.host is None for arrival in self._coming.values())
+
+    @property
     def in_work(self) -> int:
-        """Versions that workers fetch, check or copy now, or have yet to begin with."""
-        return len(self._in_work)
+        """How many such versions there are."""
+        return sum(arrival.host is None for arrival in self._coming.values())
 
     def claim(self, claim: Claim, target: Target) -> None:
         """Grant the claim when the version is resident: now, or once it is."""
@@ -173,8 +177,6 @@ class Arrivals:
         """Raises AssertionError when a version on its way could be lost."""
         staging = {h.key for h in self._slots.holders() if h.state is Residency.STAGING}
         assert staging <= self._coming.keys(), "pages are being filled for nobody"
-        fetching = {key for key, arrival in self._coming.items() if arrival.fetching}
-        assert self._in_work == staging | fetching, "what is in work does not add up"
         for key, arrival in self._coming.items():
             places = arrival.fetching + (arrival.host is not None) + (key in staging)
             assert places == 1, f"{arrival.entry} is in {places} places"
@@ -198,19 +200,15 @@ class Arrivals:
         match event:
             case Prepared(key, host, fetched):
                 self._loader.settled(key)
-                self._in_work.discard(key)
                 self._on_prepared(key, host, fetched)
             case Unprepared(key, error):
                 self._loader.settled(key)
-                self._in_work.discard(key)
                 self._give_up(key, error)
             case Filled(staged):
-                self._in_work.discard(staged.key)
                 self._slots.activate(staged, now=self._clock())
                 self._setbacks.succeeded(staged.key)
                 self._on_resident(staged.key)
             case Unfilled(staged, error, wiped):
-                self._in_work.discard(staged.key)
                 if wiped:
                     self._slots.abandon(staged)
                 else:
@@ -266,7 +264,6 @@ class Arrivals:
         arrival.host = None
         arrival.staged_at = self._clock()
         self.meter.stage.observe(arrival.staged_at - arrival.ready_at)
-        self._in_work.add(arrival.entry.key)
         staged = self._slots.stage(arrival.entry.key, wanted=host.pages, scale=host.scale)
         self._pool.claim(staged)
         self._names.tell_watcher()
@@ -276,7 +273,6 @@ class Arrivals:
         arrival = self._coming[target.entry.key] = Arrival(
             target.entry, version=target.version, wanted_at=self._clock()
         )
-        self._in_work.add(target.entry.key)
         self._loader.prepare(target)
         return arrival
 
@@ -295,7 +291,6 @@ class Arrivals:
         if not self._loader.call_off(key):
             return False
         del self._coming[key]
-        self._in_work.discard(key)
         self._successors.fetched(key)
         return True
 

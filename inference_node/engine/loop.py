@@ -253,7 +253,7 @@ class EngineLoop(OrderWindow):
         return False
 
     def _begin_step(self, step: Step) -> None:
-        self._meters.begin_step(loading=self._admission.arrivals.in_work > 0)
+        self._meters.begin_step(loading=self._admission.arrivals.loading)
         now = self._clock()
         for item in step.work:
             if not item.sequence.first_step_at:
