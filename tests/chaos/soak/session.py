@@ -15,7 +15,9 @@ from tests.chaos.soak.site import SoakNode
 from tests.chaos.soak.weather import Weather
 
 WARM_SHARE = 0.1
-"""Of all answers: after so many it holds what it will hold."""
+"""Of all answers: after so many, and a first time without its store, it holds what it will hold:
+so many are then answered at once as never else.
+"""
 TELL_S = 5.0
 IDLE_S, CONTROL_IDLE_S = 15.0, 4.0
 """How long a node whose callers have gone may take to have nothing left of them."""
@@ -47,21 +49,21 @@ class Session:
         self.figures: dict[str, float] = {}
 
     async def soak(self, wanted: int, rate: float) -> None:
-        """So many answers, the first of them in fair weather; ends early when one is wrong."""
+        """So many answers, at least; ends early when one is wrong."""
         assert self._weather is not None
         judge = self._judge
         async with AsyncClient(self.node.process.address) as client:
             callers = self._callers(client)
             newest = {name: known.gen for name, known in self._publishing.newest.items()}
             await callers.ask_each(newest)
-            await callers.run(rate, lambda: self._is_over(round(wanted * WARM_SHARE)))
-            await self._settle(client)
-            self._warm = resources_of(self.node.pid)
             beside = [
                 asyncio.create_task(self._weather.run()),
                 asyncio.create_task(self._report(wanted)),
             ]
             try:
+                await callers.run(rate, lambda: self._is_warm(wanted))
+                await self._settle(client)
+                self._warm = resources_of(self.node.pid)
                 await callers.run(rate, lambda: self._is_over(wanted))
             finally:
                 for task in beside:
@@ -104,6 +106,11 @@ class Session:
         return Callers(
             client, self._publishing, self._judge, seed=self._seed, store_troubled=troubled
         )
+
+    def _is_warm(self, wanted: int) -> bool:
+        assert self._weather is not None
+        enough = self._judge.answers >= wanted * WARM_SHARE and self._weather.has_cleared()
+        return enough or self._is_over(wanted)
 
     def _is_over(self, goal: int) -> bool:
         return self._judge.answers >= goal or self._judge.broken > 0

@@ -32,6 +32,10 @@ class Weather:
         """Whether a node may still have been without the store at some time since."""
         return since < self._store_back + REMEMBERED_S
 
+    def has_cleared(self) -> bool:
+        """Whether the store was away, and that is over."""
+        return bool(self.faults) and not self.store_troubled(time.monotonic())
+
     async def run(self) -> None:
         """For ever; cancelled in the middle of a cut it mends it first."""
         began = time.monotonic()
