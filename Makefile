@@ -11,7 +11,7 @@ ANSWERS ?= 36000
 NODES  ?= 1
 GATEWAY ?=
 
-.PHONY: help setup demo test test-store test-minio lint protos up down bench bench-gpu bench-store chaos soak fuzz clean
+.PHONY: help setup demo test test-store test-minio lint protos up down bench bench-gpu bench-store fleet-sim placement chaos soak fuzz clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
 
@@ -62,6 +62,12 @@ bench-gpu: setup ## the GPU path checked and measured on the card at hand, in 8 
 
 bench-store: setup ## the adapter store beside plain boto3, and 10,000 adapters
 	$(BIN)/python -m benchmarks.store
+
+fleet-sim: setup ## up to 1,000 nodes and 1,000,000 adapters, simulated with measured service times, in 3 minutes
+	$(BIN)/python -m benchmarks.fleet_sim
+
+placement: setup ## 2,000 adapters on 3 real nodes behind Envoy, beside what fleet-sim says of them
+	$(BIN)/python -m benchmarks.placement
 
 chaos: setup ## the proof suite, 40 minutes; SCALE=0.1 shortens it, ROWS=T4,T7 chooses
 	$(BIN)/python -m tests.chaos --scale $(SCALE) --seed $(SEED) $(if $(ROWS),--rows $(ROWS))

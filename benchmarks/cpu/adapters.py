@@ -1,4 +1,4 @@
-"""Random adapters on every linear, as PEFT saves them: the same folders for every system."""
+"""Random adapters, as PEFT saves them: the same folders for every system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _CONFIG = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -17,7 +16,6 @@ _CONFIG = {
     "lora_alpha": 16,
     "lora_dropout": 0.0,
     "bias": "none",
-    "target_modules": list(LINEARS),
 }
 
 
@@ -34,7 +32,9 @@ def write_adapter(
         tensors[f"base_model.model.{path}.lora_B.weight"] = b.to(torch.bfloat16)
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({**_CONFIG, "r": rank}))
+    leaves = sorted({path.rpartition(".")[2] for path in modules})
+    config = {**_CONFIG, "target_modules": leaves, "r": rank}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
