@@ -11,7 +11,7 @@ ANSWERS ?= 36000
 NODES  ?= 1
 GATEWAY ?=
 
-.PHONY: help setup demo test test-store test-minio lint protos up down bench bench-gpu bench-store fleet-sim placement chaos soak fuzz clean
+.PHONY: help setup demo test test-store test-minio lint protos up down bench bench-gpu bench-store fleet-sim placement chaos fleet soak fuzz clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
 
@@ -71,6 +71,9 @@ placement: setup ## 2,000 adapters on 3 real nodes behind Envoy, beside what fle
 
 chaos: setup ## the proof suite, 40 minutes; SCALE=0.1 shortens it, ROWS=T4,T7 chooses
 	$(BIN)/python -m tests.chaos --scale $(SCALE) --seed $(SEED) $(if $(ROWS),--rows $(ROWS))
+
+fleet: setup ## the proof of the fleet: three nodes, flips, faults; SCALE=0.1 shortens it
+	$(BIN)/python -m tests.chaos --book fleet --scale $(SCALE) --seed $(SEED) $(if $(ROWS),--rows $(ROWS))
 
 soak: setup ## ANSWERS=36000 by tattooed adapters in half an hour, while versions, store and Redis come and go
 	$(BIN)/python -m tests.chaos.soak --answers $(ANSWERS) --seed $(SEED)

@@ -17,6 +17,7 @@ StoreError
 │   └── Behind           it did, and its log does not reach the generation asked for
 ├── StoreRefused         the store answered no: credentials, bucket, or permissions
 ├── FleetUnseen          Redis does not say which nodes there are; the store may be fine
+├── NotReady             too few nodes have the version ready; nothing was activated
 └── StoreUnfit           the store breaks a promise the protocol needs
 """
 
@@ -106,6 +107,10 @@ class StoreRefused(StoreError):
 
 class StoreUnfit(StoreError):
     """The store ignores a condition or a checksum; publishing to it would not be safe."""
+
+
+class NotReady(StoreError):
+    """Too few nodes have the version ready to serve; nothing was activated."""
 
 
 class FleetUnseen(StoreError):

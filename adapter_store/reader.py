@@ -107,6 +107,11 @@ class Reader:
         known = self._recall(tenant, adapter)
         return known.refused if known else None
 
+    def known(self, tenant: str, adapter: str) -> Record | None:
+        """The newest record seen so far that counts; asks nobody."""
+        known = self._recall(tenant, adapter)
+        return known.record if known else None
+
     def known_gen(self, tenant: str, adapter: str) -> int:
         """The highest generation seen so far, 0 for none; asks nobody."""
         known = self._recall(tenant, adapter)

@@ -14,6 +14,14 @@ from adapter_store.cli.console import Json, Name, Tenant, printable
 from adapter_store.cli.keys import SignKey
 from adapter_store.cli.outcome import next_steps
 from adapter_store.cli.published import ExpectGen, show_published
+from adapter_store.cli.readiness import (
+    NoWait,
+    Patience,
+    QuorumOption,
+    Timeout,
+    await_ready,
+    say_who_kept,
+)
 from adapter_store.cli.references import full_selector
 from adapter_store.cli.session import publishing, tenant_option
 from adapter_store.cli.store import open_configured
@@ -22,6 +30,7 @@ from adapter_store.errors import Conflict, InvalidSplit, NotFound
 if TYPE_CHECKING:
     from adapter_store.commit import Publisher
     from adapter_store.objects import ObjectStore
+    from adapter_store.settings import StoreSettings
 
 
 def rollback(
@@ -37,7 +46,8 @@ def rollback(
 ) -> None:
     """Serve an older version again, under a new and higher generation.
 
-    Ends a split and a staging. During a split the default is the version that callers without an
+    It waits for no node: those that served the version have kept it, and say so. Ends a split and
+    a staging. During a split the default is the version that callers without an
     affinity key get.
 
     \b
@@ -50,6 +60,8 @@ def rollback(
         selector = None if to is None else at.selector(to)
         done = at.publisher.rollback(at.tenant, name, to=selector, expect_gen=expect_gen)
     show_published(done, command="rollback", as_json=json)
+    if not json:
+        say_who_kept(at.settings, done)
 
 
 def activate(
@@ -58,6 +70,9 @@ def activate(
         str | None,
         typer.Option(help="A version label or sha256:<digest>; default: what is staged."),
     ] = None,
+    quorum: QuorumOption = None,
+    timeout: Timeout = 60.0,
+    no_wait: NoWait = False,
     expect_gen: ExpectGen = None,
     sign_key: SignKey = None,
     tenant: Tenant = None,
@@ -65,19 +80,44 @@ def activate(
 ) -> None:
     """Serve what is staged, or any version of the log, to everybody; nothing is sent.
 
+    It waits until the nodes that hold the adapter have the version in memory, then one record
+    flips them all: within a second of each other, or of a poll where there is no Redis. When too
+    few are ready in time nothing is activated, and the message says who is not and why. A node
+    that dies meanwhile is not waited for once its lease of 10 seconds has ended. A version that is
+    neither staged nor an arm of a split is not fetched ahead, and so not waited for.
+
     Ends a split and a staging: naming an arm of a split promotes it.
 
     \b
     Examples:
       adapter-store activate pirate
+      adapter-store activate pirate --quorum 80% --timeout 20
+      adapter-store activate pirate --no-wait
       adapter-store activate pirate --version v2
       adapter-store activate pirate --version v2 --expect-gen 7 --json
     """
     staging = f"adapter-store stage <folder> --name {name}"
     with _changing(name, tenant, not_found="" if version else staging) as at:
         label = None if version is None else at.selector(version)
+        watched = await_ready(
+            at.settings,
+            at.store,
+            at.tenant,
+            name,
+            label=label,
+            patience=Patience(quorum, timeout, wait=not no_wait),
+            silent=json,
+        )
+        if watched is not None and expect_gen is None:
+            # What was waited for is what is served, or nothing: others may stage meanwhile.
+            expect_gen = watched.gen
         done = at.publisher.activate(at.tenant, name, label=label, expect_gen=expect_gen)
-    show_published(done, command="activate", as_json=json)
+    if watched is not None:
+        watched.confirm(done.gen)
+    nodes = None if watched is None else watched.document()
+    show_published(done, command="activate", as_json=json, more={"nodes": nodes})
+    if watched is not None and not json:
+        watched.say()
 
 
 def split(
@@ -146,6 +186,7 @@ def delete(
 class _Change:
     """One adapter about to be changed."""
 
+    settings: StoreSettings
     publisher: Publisher
     store: ObjectStore
     tenant: str
@@ -172,7 +213,7 @@ def _changing(name: str, tenant: str | None, *, not_found: str = "") -> Iterator
             publishing(settings, store, tenant=owner, adapter=name) as publisher,
             next_steps({Conflict: history, NotFound: not_found or history}),
         ):
-            yield _Change(publisher, store, owner, name)
+            yield _Change(settings, publisher, store, owner, name)
 
 
 @dataclass(frozen=True, slots=True)

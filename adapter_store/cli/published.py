@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -84,9 +86,16 @@ def tell_published(done: Published, *, command: str = "") -> None:
     tell(f"{_DONE.get(kind, kind)} {now}{moved if done.vdig else ''}")
 
 
-def show_published(done: Published, *, command: str = "", as_json: bool) -> None:
+def show_published(
+    done: Published,
+    *,
+    command: str = "",
+    as_json: bool,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """`more` goes into the document."""
     if as_json:
-        out(published_document(done))
+        out({**published_document(done), **more})
     else:
         tell_published(done, command=command)
 

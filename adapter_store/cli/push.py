@@ -11,6 +11,7 @@ from adapter_store.cli.console import Json, Tenant, say
 from adapter_store.cli.keys import SignKey
 from adapter_store.cli.outcome import next_steps
 from adapter_store.cli.published import ExpectGen
+from adapter_store.cli.readiness import Spread, ask_ahead
 from adapter_store.cli.rehearsal import rehearse
 from adapter_store.cli.sending import (
     Base,
@@ -113,18 +114,23 @@ def stage(
     expect_gen: ExpectGen = None,
     sign_key: SignKey = None,
     rebase: Rebase = True,
+    spread: Spread = 1,
     dry_run: DryRun = False,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
     """Send an adapter beside what NAME serves; `activate` then serves it at once.
 
-    Until then only who names its label or digest gets it. It takes the place of what was staged
-    before; a push, a rollback or an activation ends the staging.
+    Every node that holds the adapter fetches it ahead and says when it is ready, and --spread
+    nodes do where fewer hold it. Until it is activated only who names its label or digest gets it.
+    It takes the place of what was staged before; a push, a rollback or an activation ends the
+    staging.
 
     \b
     Examples:
       adapter-store stage ./pirate-2 --name pirate --version v2
+      adapter-store stage ./parrot --name parrot --spread 2
+      adapter-store nodes pirate               who has it ready?
       adapter-store activate pirate
     """
     with parcel(
@@ -145,7 +151,8 @@ def stage(
         if dry_run:
             rehearse(this.store, this.local, command="stage", change=change, as_json=json)
         else:
-            send(this, change, as_json=json)
+            done = send(this, change, as_json=json)
+            ask_ahead(this.settings, done, spread=spread, silent=json)
 
 
 def _landed(

@@ -90,7 +90,7 @@ def parcel(
 
 def send(
     this: Parcel, change: Callable[[Publisher, UploadProgress], Published], *, as_json: bool
-) -> None:
+) -> Published:
     """Make `change` with the parcel's content, and say what it did. Raises what it raises."""
     from adapter_store.bases import register_base
     from adapter_store.check import check_store
@@ -108,6 +108,7 @@ def send(
             done = change(publisher, uploads)
         uploads.finish()
     show_sent(done, uploads.documents(), command=this.command, as_json=as_json)
+    return done
 
 
 def show_sent(

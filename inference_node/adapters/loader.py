@@ -31,6 +31,7 @@ from inference_node.adapters.host_tier import HostTier
 from inference_node.adapters.outcomes import as_node_error, is_permanent
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.reports import (
+    AskedAhead,
     Fetched,
     Filled,
     Heard,
@@ -160,14 +161,19 @@ class Loader:
         try:
             resolved = self._reader.resolve(AdapterRef(tenant, adapter), refresh=False)
         except NotFound:
-            self._post(Learned(tenant, adapter, record.gen, None))
+            self._post(Learned(tenant, adapter, record.gen, None, self._ahead(tenant, adapter)))
         else:
             target = _target(tenant, adapter, resolved.gen, resolved.version)
-            self._post(Learned(tenant, adapter, resolved.gen, target))
+            ahead = self._ahead(tenant, adapter)
+            self._post(Learned(tenant, adapter, resolved.gen, target, ahead))
 
     def hear(self, names: frozenset[tuple[str, str]] | None) -> None:
         """Pass on that these names, or with None any, may have changed. Posts Heard."""
         self._post(Heard(names))
+
+    def ask_ahead(self, tenant: str, adapter: str) -> None:
+        """Pass on that this node is to be ready for an adapter. Posts AskedAhead."""
+        self._post(AskedAhead(tenant, adapter))
 
     def close(self) -> None:
         self._workers.shutdown(wait=True, cancel_futures=True)
@@ -183,11 +189,12 @@ class Loader:
             with self._tracing.work("adapter.resolve", trace, {"lorapool.asked": str(ref)}):
                 resolved = self._reader.resolve(ref, min_generation=least)
             self._check_base(ref, resolved.version)
+            ahead = () if ref.pinned else self._ahead(ref.tenant, ref.adapter)
         except Exception as error:
             self._post_unresolved(token, ref, error, began)
         else:
             target = _target(ref.tenant, ref.adapter, resolved.gen, resolved.version)
-            self._post(Resolved(token, target, seconds=self._clock() - began))
+            self._post(Resolved(token, target, seconds=self._clock() - began, ahead=ahead))
 
     def _choose(
         self,
@@ -205,12 +212,13 @@ class Loader:
                 arm = self._reader.resolve(ref, affinity=affinity, refresh=False)
             self._check_base(ref, found.version)
             self._check_base(ref, arm.version)
+            ahead = self._ahead(ref.tenant, ref.adapter)
         except Exception as error:
             self._post_unresolved(token, ref, error, began)
         else:
             target = _target(ref.tenant, ref.adapter, found.gen, found.version)
             chosen = _target(ref.tenant, ref.adapter, arm.gen, arm.version)
-            self._post(Resolved(token, target, chosen, asked, self._clock() - began))
+            self._post(Resolved(token, target, chosen, asked, self._clock() - began, ahead))
 
     def _post_unresolved(self, token: str, ref: AdapterRef, error: Exception, began: float) -> None:
         if isinstance(error, StoreError | NodeError):
@@ -228,6 +236,19 @@ class Loader:
                 if self._reader.known_gen(ref.tenant, ref.adapter) < max(1, min_generation):
                     raise
         return self._reader.resolve(ref, refresh=False, min_generation=min_generation), False
+
+    def _ahead(self, tenant: str, adapter: str) -> tuple[Target, ...]:
+        """What the newest record seen names beside the active version."""
+        record = self._reader.known(tenant, adapter)
+        if record is None:
+            return ()
+        active = "" if record.active is None else record.active.vdig
+        distinct = {version.vdig: version for version in record.contents()}
+        return tuple(
+            _target(tenant, adapter, record.gen, version)
+            for vdig, version in distinct.items()
+            if vdig != active
+        )
 
     def _prepare(self, target: Target) -> None:
         key = target.entry.key

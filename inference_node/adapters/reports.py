@@ -33,6 +33,8 @@ class Resolved:
     """Whether the store was asked for news."""
     seconds: float = field(default=0.0, compare=False)
     """That the look-up took."""
+    ahead: tuple[Target, ...] = ()
+    """What the record names beside the active version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,16 @@ class Learned:
     adapter: str
     gen: int
     target: Target | None
+    ahead: tuple[Target, ...] = ()
+    """What the record names beside the active version: staged, or arms of a split."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedAhead:
+    """Somebody wants this node to be ready for an adapter that it may not serve."""
+
+    tenant: str
+    adapter: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,5 +125,14 @@ class Heard:
 
 
 LoaderEvent = (
-    Resolved | Unresolved | Prepared | Unprepared | Filled | Unfilled | Learned | Withdrawn | Heard
+    Resolved
+    | Unresolved
+    | Prepared
+    | Unprepared
+    | Filled
+    | Unfilled
+    | Learned
+    | Withdrawn
+    | Heard
+    | AskedAhead
 )

@@ -66,7 +66,7 @@ class Watcher:
         return None if self._hints is None else self._hints.healthy
 
     def watch(self, names: Iterable[tuple[str, str, int]]) -> None:
-        """What is served now, with the generation served. Replaces what was watched.
+        """What is served or prepared for now, with the generation known. Replaces what was watched.
 
         A name that is new here is looked at soon: its log may have grown while it was loading.
         """
@@ -102,6 +102,9 @@ class Watcher:
             self._gaps = self._hints.gaps
             self._loader.hear(None)
             return list(names)
+        for hint in hints:
+            if hint.ahead:
+                self._loader.ask_ahead(hint.tenant, hint.adapter)
         hinted = frozenset((hint.tenant, hint.adapter) for hint in hints)
         if hinted:
             self._loader.hear(hinted)

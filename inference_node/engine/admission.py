@@ -16,6 +16,7 @@ from adapter_store.layout import AdapterRef, parse_ref
 from inference_node.adapters.loader import Loader
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.reports import (
+    AskedAhead,
     Heard,
     Learned,
     LoaderEvent,
@@ -29,6 +30,7 @@ from inference_node.adapters.versions import Entry, Residency, Resident
 from inference_node.adapters.watcher import Watcher
 from inference_node.engine.arrivals import Arrivals
 from inference_node.engine.claims import Claim
+from inference_node.engine.foresight import Foresight
 from inference_node.engine.lookups import Lookups
 from inference_node.engine.names import Names
 from inference_node.engine.relief import make_way
@@ -67,6 +69,7 @@ class Admission:
         self.names = Names(slots, watcher)
         self.lookups = Lookups(loader, clock=clock, random=random)
         self.arrivals = Arrivals(slots, pool, loader, self.names, clock=clock, random=random)
+        self.foresight = Foresight(slots, loader, self.arrivals, self.names, clock=clock)
         self._ready = ready
         self._fail = fail
         self._clock = clock
@@ -205,16 +208,20 @@ class Admission:
                 self._on_learned(event)
             case Withdrawn():
                 self._on_withdrawn(event)
+            case AskedAhead(tenant, adapter):
+                self.foresight.asked((tenant, adapter))
             case _:
                 self.arrivals.on_event(event)
 
     def soonest(self) -> float | None:
         """When `tick` has something to do."""
-        return self.arrivals.soonest()
+        times = (self.arrivals.soonest(), self.foresight.soonest())
+        return min((time for time in times if time is not None), default=None)
 
     def tick(self) -> None:
         """Try again what failed and is due; call between any two steps."""
         self.arrivals.tick()
+        self.foresight.tick()
 
     def check_integrity(self) -> None:
         """Raises AssertionError when pages, names and claims do not add up."""
@@ -222,6 +229,7 @@ class Admission:
         self.names.check_integrity()
         self.lookups.check_integrity()
         self.arrivals.check_integrity()
+        self.foresight.check_integrity()
         for claim in self._claims.values():
             self.check_claim(claim)
 
@@ -282,6 +290,8 @@ class Admission:
             self._watcher.note_checked(entry.tenant, entry.adapter)
         for claim in lookup.claims:
             self._resolved(claim, found)
+        if not lookup.question.ref.pinned:
+            self.foresight.expect((entry.tenant, entry.adapter), entry.gen, found.ahead)
         if lookup.late:
             self._look_up(lookup.late)
 
@@ -345,16 +355,20 @@ class Admission:
     def _on_learned(self, news: Learned) -> None:
         name = (news.tenant, news.adapter)
         self.lookups.heard([name])
+        self.names.learned(name, news.gen)
         if news.target is None:
             self.names.deleted(name, news.gen)
-            return
-        current = self.names.serving(*name)
-        if current is not None and current.gen < news.gen:
-            self.arrivals.bring(news.target)
+        else:
+            current = self.names.serving(*name)
+            prepared = current is None and self.foresight.is_asked(name)
+            if prepared or (current is not None and current.gen < news.gen):
+                self.arrivals.bring(news.target)
+        self.foresight.expect(name, news.gen, news.ahead)
 
     def _on_withdrawn(self, news: Withdrawn) -> None:
         """Requests that hold the version finish with it; new ones ask what is trusted now."""
         name = (news.tenant, news.adapter)
+        self.foresight.forget(name)
         self.arrivals.forget(name, news.gen)
         self.names.withdrawn(name, news.gen)
 

@@ -143,6 +143,14 @@ class Arrivals:
                     )
         return None
 
+    def brings(self, name: Name) -> bool:
+        """Whether some version is on its way to be served under the name."""
+        return any(
+            (entry.tenant, entry.adapter) == name
+            for arrival in self._coming.values()
+            for entry in arrival.names
+        )
+
     def starving(self, before: float) -> list[Arrival]:
         """Versions that requests wait for, and that have been ready since `before` without pages.
 

@@ -12,6 +12,7 @@ from inference_node.adapters.host_tier import HostCopy, HostTier
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Residency, Resident
 from inference_node.engine.arrivals import Arrival, Arrivals
+from inference_node.engine.foresight import Foresight
 from inference_node.engine.names import Name, Names
 from inference_node.residency import GroupUse, LoadedVersion, PoolUse, Tier, VersionState
 
@@ -47,6 +48,7 @@ class Census:
         arrivals: Arrivals,
         host: HostTier,
         names: Names,
+        foresight: Foresight,
         *,
         groups: Sequence[GroupSize],
         clock: Callable[[], float],
@@ -55,6 +57,7 @@ class Census:
         self._arrivals = arrivals
         self._host = host
         self._names = names
+        self._foresight = foresight
         self._groups = tuple(groups)
         self._clock = clock
 
@@ -157,6 +160,11 @@ class Census:
     def holdings(self) -> tuple[Holding, ...]:
         """Every adapter that the node has something of, by name; one pass over the books."""
         copies: dict[Name, dict[str, Copy]] = {}
+        for refused in self._foresight.refused():
+            entry = refused.entry
+            standing = Standing.FAILED if refused.for_good else Standing.COMING
+            of_name = copies.setdefault((entry.tenant, entry.adapter), {})
+            of_name[entry.key.vdig] = Copy(entry.label, standing, refused.error.reason)
         for entry, standing in self._standings():
             of_name = copies.setdefault((entry.tenant, entry.adapter), {})
             of_name[entry.key.vdig] = Copy(entry.label, standing)

@@ -105,7 +105,15 @@ class EngineLoop(OrderWindow):
         self._active: dict[str, Sequence] = {}
         names, arrivals = self._admission.names, self._admission.arrivals
         self._meters = Meters()
-        census = Census(slots, arrivals, loader.host, names, groups=groups, clock=clock)
+        census = Census(
+            slots,
+            arrivals,
+            loader.host,
+            names,
+            self._admission.foresight,
+            groups=groups,
+            clock=clock,
+        )
         readout = Readout(
             self._meters,
             census,

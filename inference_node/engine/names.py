@@ -18,6 +18,8 @@ class Names:
         self._watcher = watcher
         self._reached: dict[Name, int] = {}
         """The generation that each name has served, or was deleted at: nothing older serves it."""
+        self._followed: dict[Name, int] = {}
+        """Names that are watched whether they are served or not, with the generation known."""
         self.withdrawals = 0
         """How often what a name served was no longer to be believed: the way back."""
         self.swaps = 0
@@ -85,6 +87,22 @@ class Names:
         if current is not None and current.gen <= gen:
             self._forget(name)
 
+    def follow(self, name: Name) -> None:
+        """Have the watcher look at a name that may not be served."""
+        if name not in self._followed:
+            self._followed[name] = 0
+            self.tell_watcher()
+
+    def unfollow(self, name: Name) -> None:
+        if self._followed.pop(name, None) is not None:
+            self.tell_watcher()
+
+    def learned(self, name: Name, gen: int) -> None:
+        """The log of a name reaches `gen`."""
+        if self._followed.get(name, gen) < gen:
+            self._followed[name] = gen
+            self.tell_watcher()
+
     def leave(self, name: Name, key: VersionKey) -> None:
         """Serve nothing under the name, if it is this version, until it is asked for again."""
         current = self._slots.serving(*name)
@@ -92,9 +110,10 @@ class Names:
             self._forget(name)
 
     def tell_watcher(self) -> None:
-        """Which names are served; evictions may have ended some of it."""
+        """Which names are served or followed; evictions may have ended some of it."""
         entries = (self._slots.serving(*name) for name in self._slots.served_names())
-        self._watcher.watch((e.tenant, e.adapter, e.gen) for e in entries if e is not None)
+        known = self._followed | {(e.tenant, e.adapter): e.gen for e in entries if e is not None}
+        self._watcher.watch((*name, gen) for name, gen in known.items())
 
     def check_integrity(self) -> None:
         """Raises AssertionError when a name serves what it has gone past."""

@@ -3,7 +3,8 @@
 Each row runs in a process of its own, at most two at a time; one whose figures are times runs
 alone, at the end. Exits with 1 when a promise was broken, a control was missed, or a row failed
 to run. Results go to benchmarks/results/chaos.json, those of the service edge to edge.json beside
-it; with --rows the other rows' earlier entries stay there, each with its date and what it ran on.
+it, and those of the fleet, whose rows run only when --book or --rows names them, to fleet.json;
+with --rows the other rows' earlier entries stay there, each with its date and what it ran on.
 --out puts all into one file.
 """
 
@@ -31,7 +32,11 @@ def main() -> int:
     arguments = _arguments()
     if arguments.one:
         return _run_one(entry(arguments.one), arguments.scale, arguments.seed, arguments.out)
-    chosen = [one for one in ROWS if not arguments.rows or one.id in arguments.rows]
+    chosen = [
+        one
+        for one in ROWS
+        if (one.id in arguments.rows if arguments.rows else set(one.books) & set(arguments.book))
+    ]
     results = _run_all(chosen, arguments.scale, arguments.seed)
     books = books_of(chosen, results, arguments.out)
     for out, rows in books.items():
@@ -51,6 +56,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of cases")
     parser.add_argument("--rows", type=_rows, default=(), help="ids, separated by commas")
+    parser.add_argument(
+        "--book",
+        type=lambda text: text.split(","),
+        default=("chaos", "edge"),
+        help="without --rows: the rows of these result files",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="one file for all")
     parser.add_argument("--one", help=argparse.SUPPRESS)

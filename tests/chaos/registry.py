@@ -80,6 +80,15 @@ ROWS = (
         alone=True,
         books=("edge",),
     ),
+    Entry(
+        "F1",
+        "fleet.barrier",
+        "flips of a fleet through the barrier",
+        6.0,
+        short=0.02,
+        alone=True,
+        books=("fleet",),
+    ),
 )
 
 

@@ -47,6 +47,7 @@ class NodeProcess:
     program: Sequence[str] = SERVE
     """What is started: this, or the same with a fault in it."""
     process: subprocess.Popen[bytes] | None = None
+    listen: str = "127.0.0.1:0"
 
     @property
     def log(self) -> Path:
@@ -70,14 +71,15 @@ class NodeProcess:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log.write_bytes(b"")
         self.process = launch(
-            [*self.program, "--listen", "127.0.0.1:0"],
+            [*self.program, "--listen", self.listen],
             env={**clean_environment(), "OMP_NUM_THREADS": "2", **self.environment},
             folder=self.folder,
             log=self.log,
             die_with_parent=True,
         )
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, *, within_s: float = START_S) -> None:
+        """Until it says that it is ready."""
         process = self.process
         assert process is not None
 
@@ -86,7 +88,7 @@ class NodeProcess:
             assert process.poll() is None, f"the node ended:\n{said[-3000:]}"
             return _READY.search(said) is not None
 
-        wait_until(ready, within_s=START_S)
+        wait_until(ready, within_s=within_s)
 
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -108,7 +110,7 @@ class NodeProcess:
             self.process.kill()
             self.process.wait(EXIT_S)
 
-    def exit_code(self) -> int:
+    def exit_code(self, *, within_s: float = EXIT_S) -> int:
         """Waits until it has left."""
         assert self.process is not None
-        return self.process.wait(EXIT_S)
+        return self.process.wait(within_s)

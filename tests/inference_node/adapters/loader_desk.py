@@ -66,6 +66,8 @@ class ScriptedStore:
         gen, version = self.served[adapter]
         return cast(Record, SimpleNamespace(gen=gen, active=version))
 
+    def known(self, tenant: str, adapter: str) -> None: ...
+
     def resolve(self, ref: AdapterRef, *, refresh: bool = True, min_generation: int = 0) -> Found:
         self._fail()
         gen, version = self.served.get(ref.adapter, (0, None))

@@ -1,0 +1,98 @@
+"""A fleet on loopback: real node processes over real S3 and Redis, each behind its own door."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+from adapter_store.record import VersionRef
+from adapter_store.services import free_ports
+from adapter_store.settings import Endpoints
+from tests.chaos.proxy import Fault, HttpRequest, proxied
+from tests.integration.node_process import NodeProcess
+
+HOST = "127.0.0.1"
+SETTINGS = {
+    "LORAPOOL_LINEARS": "dense",
+    "LORAPOOL_DTYPE": "float32",
+    "LORAPOOL_DEVICE": "cpu",
+    # So that whatever a node fetches is seen at its door.
+    "LORAPOOL_CACHE_MB": "0",
+    "LORAPOOL_HOST_MB": "64",
+    "LORAPOOL_KV_TOKENS": "8192",
+    "LORAPOOL_MAX_CONTEXT": "256",
+    "LORAPOOL_DRAIN_DELAY": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(slots=True)
+class Door:
+    """Between one node and the store: notes what content it fetches, and refuses it when shut."""
+
+    shut: bool = False
+    _fetched: list[tuple[float, str]] = field(default_factory=list)
+
+    def plan(self, request: HttpRequest) -> Fault | None:
+        if request.method != "GET" or "/blob/" not in request.target:
+            return None
+        if self.shut:
+            return Fault.UNAVAILABLE
+        self._fetched.append((time.monotonic(), unquote(request.target)))
+        return None
+
+    def fetched_since(self, moment: float, version: VersionRef) -> bool:
+        """Whether the node has asked for any content of a version since then."""
+        keys = [chunk.key for file in version.files for chunk in file.chunks]
+        return any(
+            at >= moment and any(target.endswith(key) for key in keys)
+            for at, target in list(self._fetched)
+        )
+
+
+@dataclass(slots=True)
+class FleetNode:
+    """One node, at an address that it keeps from life to life."""
+
+    process: NodeProcess
+    door: Door
+
+    @property
+    def address(self) -> str:
+        return self.process.listen
+
+
+@contextlib.contextmanager
+def running_fleet(
+    endpoints: Endpoints,
+    base: Path,
+    folder: Path,
+    *,
+    nodes: int,
+    settings: Sequence[tuple[str, str]] = (),
+) -> Iterator[list[FleetNode]]:
+    """Nodes that have all started; `settings` beside SETTINGS."""
+    with contextlib.ExitStack() as running:
+        fleet = []
+        for number, port in enumerate(free_ports(HOST, nodes)):
+            door = Door()
+            _, own = running.enter_context(proxied(endpoints, door.plan))
+            environment = {
+                **SETTINGS,
+                **dict(settings),
+                **own.environment(),
+                "LORAPOOL_BASE_MODEL": str(base),
+                "LORAPOOL_CACHE_DIR": str(folder / f"cache-{number}"),
+            }
+            process = NodeProcess(environment, folder / f"node-{number}", listen=f"{HOST}:{port}")
+            running.callback(process.kill)
+            fleet.append(FleetNode(process, door))
+        for node in fleet:
+            node.process.launch()
+        for node in fleet:
+            node.process.wait_ready()
+        yield fleet
