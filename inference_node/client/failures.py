@@ -70,6 +70,12 @@ def _without_details(code: grpc.StatusCode, text: str) -> NodeError:
             return errors.DeadlineExpired(text)
         case grpc.StatusCode.CANCELLED:
             return errors.Cancelled(text)
+        case grpc.StatusCode.INTERNAL | grpc.StatusCode.UNKNOWN if "RST_STREAM" in text:
+            # A node's own word brings details: a gateway lost the node that had begun to answer.
+            return NodeUnreachable(
+                f"the node went away in the middle of the call: {text}",
+                hint="ask again: another node answers",
+            )
         case _:
             return CallFailed(f"{code.name}: {text}", details={"code": code.name})
 

@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from inference_node import errors
 from inference_node.client import AsyncClient, Client
+from inference_node.client.failures import CallFailed, NodeUnreachable, to_error
 from inference_node.client.generations import Generations
 from inference_node.request import Failed, OnEvent, Request, Served, Started
 from tests.inference_node.client_calls import noted_metadata
@@ -26,6 +28,17 @@ def engine() -> ScriptedEngine:
 def address(engine: ScriptedEngine) -> Iterator[str]:
     with running_node(engine) as address:
         yield address
+
+
+def test_a_call_that_lost_its_node_behind_a_gateway_may_be_asked_again() -> None:
+    def lost(text: str) -> errors.NodeError:
+        nothing = grpc.aio.Metadata()
+        return to_error(
+            grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, details=text)
+        )
+
+    assert isinstance(lost("Received RST_STREAM with error code 2"), NodeUnreachable)
+    assert isinstance(lost("something else"), CallFailed), "the control"
 
 
 class Attempts:
