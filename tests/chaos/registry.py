@@ -89,6 +89,15 @@ ROWS = (
         alone=True,
         books=("fleet",),
     ),
+    Entry(
+        "F2",
+        "fleet.faults",
+        "a fleet behind Envoy, flipped and asked while it is hurt",
+        12.0,
+        short=0.03,
+        alone=True,
+        books=("fleet",),
+    ),
 )
 
 

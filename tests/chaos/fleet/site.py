@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,13 @@ from urllib.parse import unquote
 from adapter_store.record import VersionRef
 from adapter_store.services import free_ports
 from adapter_store.settings import Endpoints
+from tests.chaos.bench import ROOT
 from tests.chaos.proxy import Fault, HttpRequest, proxied
-from tests.integration.node_process import NodeProcess
+from tests.integration.node_process import NodeProcess, with_kernels
 
 HOST = "127.0.0.1"
+START_S = 240.0
+"""Three nodes that start at once on two cores, beside others' work."""
 SETTINGS = {
     "LORAPOOL_LINEARS": "dense",
     "LORAPOOL_DTYPE": "float32",
@@ -74,8 +78,9 @@ def running_fleet(
     *,
     nodes: int,
     settings: Sequence[tuple[str, str]] = (),
+    bug: str = "",
 ) -> Iterator[list[FleetNode]]:
-    """Nodes that have all started; `settings` beside SETTINGS."""
+    """Nodes that have all started; `settings` beside SETTINGS, `bug` of tests.chaos.fleet.node."""
     with contextlib.ExitStack() as running:
         fleet = []
         for number, port in enumerate(free_ports(HOST, nodes)):
@@ -86,13 +91,16 @@ def running_fleet(
                 **dict(settings),
                 **own.environment(),
                 "LORAPOOL_BASE_MODEL": str(base),
-                "LORAPOOL_CACHE_DIR": str(folder / f"cache-{number}"),
+                "PYTHONPATH": str(ROOT),
+                "LORAPOOL_CACHE_DIR": str(with_kernels(folder / f"cache-{number}")),
             }
             process = NodeProcess(environment, folder / f"node-{number}", listen=f"{HOST}:{port}")
+            if bug:
+                process.program = (sys.executable, "-m", "tests.chaos.fleet.node", bug)
             running.callback(process.kill)
             fleet.append(FleetNode(process, door))
         for node in fleet:
             node.process.launch()
         for node in fleet:
-            node.process.wait_ready()
+            node.process.wait_ready(within_s=START_S)
         yield fleet
