@@ -18,6 +18,7 @@ StoreError
 ├── StoreRefused         the store answered no: credentials, bucket, or permissions
 ├── FleetUnseen          Redis does not say which nodes there are; the store may be fine
 ├── NotReady             too few nodes have the version ready; nothing was activated
+├── CanaryStopped        a canary broke a bound and was taken back, or could not be judged
 └── StoreUnfit           the store breaks a promise the protocol needs
 """
 
@@ -111,6 +112,10 @@ class StoreUnfit(StoreError):
 
 class NotReady(StoreError):
     """Too few nodes have the version ready to serve; nothing was activated."""
+
+
+class CanaryStopped(StoreError):
+    """A canary did not end well: the message says whether its split stands or was taken back."""
 
 
 class FleetUnseen(StoreError):

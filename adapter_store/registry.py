@@ -3,6 +3,7 @@
     lorapool:{fleet}:nodes       sorted set: node ids by the wall clock of their last word
     lorapool:{fleet}:node:<id>   the node's card; expires with the lease
     lorapool:{fleet}:holds:<id>  hash: tenant/adapter -> its holding; expires with the lease
+    lorapool:{fleet}:arms:<id>   hash: tenant/adapter -> how its versions do; expires likewise
 
 A node that dies is gone when its lease ends, and one that leaves at once. A Redis that lost
 everything has it back after one renewal. One hash tag keeps all of it in one slot of a cluster.
@@ -18,6 +19,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
+from adapter_store.arms import Arms, decode_arms, encode_arms
 from adapter_store.errors import FleetUnseen
 from adapter_store.fleet import (
     Holding,
@@ -55,6 +57,7 @@ class FleetRegistry:
             pipe.set(node_key(card.id), encode_card(card), px=lease_ms)
             pipe.zadd(NODES, {card.id: now})
             pipe.zremrangebyscore(NODES, "-inf", now - FORGOTTEN_S)
+            pipe.pexpire(arms_key(card.id), lease_ms)
             pipe.pexpire(holds_key(card.id), lease_ms)
             return bool(pipe.execute()[-1])
 
@@ -84,10 +87,31 @@ class FleetRegistry:
             pipe.pexpire(key, round(lease_s * 1000))
             pipe.execute()
 
+    def tell_arms(self, node: str, arms: Mapping[Name, Arms], *, lease_s: float = LEASE_S) -> None:
+        """Put these in the place of what was told of the same adapters. Raises FleetUnseen."""
+        told: dict[Any, Any] = {_field(name): encode_arms(one) for name, one in arms.items()}
+        if told:
+            with _reached(), self._client.pipeline(transaction=False) as pipe:
+                pipe.hset(arms_key(node), mapping=told)
+                pipe.pexpire(arms_key(node), round(lease_s * 1000))
+                pipe.execute()
+
+    def arms_of(self, nodes: Sequence[str], tenant: str, adapter: str) -> dict[str, Arms]:
+        """How the versions of one adapter do, by node. Raises FleetUnseen."""
+        with _reached(), self._client.pipeline(transaction=False) as pipe:
+            for node in nodes:
+                pipe.hget(arms_key(node), _field((tenant, adapter)))
+            told = pipe.execute()
+        return {
+            node: decode_arms(text)
+            for node, text in zip(nodes, told, strict=True)
+            if text is not None
+        }
+
     def leave(self, node: str) -> None:
         """Nothing was ever told. Raises FleetUnseen."""
         with _reached(), self._client.pipeline(transaction=False) as pipe:
-            pipe.delete(node_key(node), holds_key(node))
+            pipe.delete(node_key(node), holds_key(node), arms_key(node))
             pipe.zrem(NODES, node)
             pipe.execute()
 
@@ -143,6 +167,10 @@ def open_registry(url: str) -> FleetRegistry:
 
 def node_key(node: str) -> str:
     return f"{PREFIX}:node:{node}"
+
+
+def arms_key(node: str) -> str:
+    return f"{PREFIX}:arms:{node}"
 
 
 def holds_key(node: str) -> str:

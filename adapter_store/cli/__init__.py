@@ -19,6 +19,7 @@ import typer
 
 from adapter_store.cli import (
     bases,
+    canary,
     care,
     change,
     completion,
@@ -57,7 +58,8 @@ Examples:
   adapter-store rollback pirate --to v1               serve v1 again
   adapter-store stage ./pirate-3 --name pirate        beside what is served
   adapter-store activate pirate                       serve what is staged
-  adapter-store split pirate v1=95 v2=5               a canary
+  adapter-store split pirate v1=95 v2=5               two versions side by side
+  adapter-store canary pirate v2 --share 5            watched, then promoted or not
   adapter-store watch                                 every commit, live
   adapter-store nodes                                 who serves what
   adapter-store verify --all                          read and check every byte
@@ -89,6 +91,7 @@ app.command(rich_help_panel=PUBLISH)(push.stage)
 app.command(rich_help_panel=PUBLISH)(change.activate)
 app.command(rich_help_panel=PUBLISH)(change.rollback)
 app.command(rich_help_panel=PUBLISH)(change.split)
+app.command(rich_help_panel=PUBLISH)(canary.canary)
 app.command(rich_help_panel=PUBLISH)(change.delete)
 app.command(rich_help_panel=PUBLISH)(settle.settle)
 app.command(rich_help_panel=LOOK)(listing.ls)

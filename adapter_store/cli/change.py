@@ -30,6 +30,7 @@ from adapter_store.errors import Conflict, InvalidSplit, NotFound
 if TYPE_CHECKING:
     from adapter_store.commit import Publisher
     from adapter_store.objects import ObjectStore
+    from adapter_store.record import Record
     from adapter_store.settings import StoreSettings
 
 
@@ -56,7 +57,7 @@ def rollback(
       adapter-store rollback pirate --to v1
       adapter-store rollback pirate --to sha256:3f5a9c0d11e2
     """
-    with _changing(name, tenant) as at:
+    with changing(name, tenant) as at:
         selector = None if to is None else at.selector(to)
         done = at.publisher.rollback(at.tenant, name, to=selector, expect_gen=expect_gen)
     show_published(done, command="rollback", as_json=json)
@@ -97,7 +98,7 @@ def activate(
       adapter-store activate pirate --version v2 --expect-gen 7 --json
     """
     staging = f"adapter-store stage <folder> --name {name}"
-    with _changing(name, tenant, not_found="" if version else staging) as at:
+    with changing(name, tenant, not_found="" if version else staging) as at:
         label = None if version is None else at.selector(version)
         watched = await_ready(
             at.settings,
@@ -139,8 +140,8 @@ def split(
 
     A caller with an affinity key always gets the same version, and raising one weight moves
     callers to that version only. A caller without a key gets the active version, which stays what
-    it was: so does everybody who asks a node, as requests carry no key yet. Promote an arm with
-    `activate --version`, take the split back with `rollback`.
+    it was. `canary` watches how the arms do. Promote an arm with `activate --version`, take the
+    split back with `rollback`.
 
     \b
     Examples:
@@ -149,7 +150,7 @@ def split(
       adapter-store activate pirate --version v2
     """
     asked = [_part(part) for part in parts]
-    with _changing(name, tenant) as at:
+    with changing(name, tenant) as at:
         weights = {at.selector(one.version): one.weight for one in asked}
         if len(weights) < len(asked):
             raise InvalidSplit("a version is named twice")
@@ -177,13 +178,13 @@ def delete(
     """
     if not yes:
         _confirm(name)
-    with _changing(name, tenant) as at:
+    with changing(name, tenant) as at:
         done = at.publisher.delete(at.tenant, name, expect_gen=expect_gen)
     show_published(done, command="delete", as_json=json)
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
+class Change:
     """One adapter about to be changed."""
 
     settings: StoreSettings
@@ -192,13 +193,19 @@ class _Change:
     tenant: str
     adapter: str
 
+    def head(self) -> Record:
+        """The newest record. Raises NotFound."""
+        from adapter_store.reader import Reader
+
+        return Reader(self.store).head(self.tenant, self.adapter)
+
     def selector(self, text: str) -> str:
         """A label or digest in full. Raises InvalidName, NotFound."""
         return full_selector(self.store, self.tenant, self.adapter, text)
 
 
 @contextmanager
-def _changing(name: str, tenant: str | None, *, not_found: str = "") -> Iterator[_Change]:
+def changing(name: str, tenant: str | None, *, not_found: str = "") -> Iterator[Change]:
     """`not_found` is what to run next when something is missing, if not to read the history."""
     from adapter_store.check import check_store
     from adapter_store.layout import check_id
@@ -213,7 +220,7 @@ def _changing(name: str, tenant: str | None, *, not_found: str = "") -> Iterator
             publishing(settings, store, tenant=owner, adapter=name) as publisher,
             next_steps({Conflict: history, NotFound: not_found or history}),
         ):
-            yield _Change(settings, publisher, store, owner, name)
+            yield Change(settings, publisher, store, owner, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from adapter_store.errors import (
+    CanaryStopped,
     Conflict,
     FleetUnseen,
     IntegrityError,
@@ -35,6 +36,7 @@ _CODES: Mapping[type[StoreError], int] = {
     Conflict: CONFLICT,
     LockLost: CONFLICT,
     NotReady: CONFLICT,
+    CanaryStopped: CONFLICT,
     InvalidAdapter: INVALID,
     IntegrityError: INVALID,
     StoreUnavailable: UNAVAILABLE,
@@ -54,6 +56,8 @@ _NEXT: Mapping[type[StoreError], str] = {
     StoreRefused: "adapter-store init",
     StoreUnfit: "adapter-store check",
     FleetUnseen: "adapter-store doctor",
+    CanaryStopped: "adapter-store history",
+    NotReady: "adapter-store nodes",
 }
 
 _FALLBACK_HINTS: Mapping[type[StoreError], str] = {

@@ -10,11 +10,12 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import TimeoutError as LateAnswer
 from dataclasses import dataclass
 from typing import Protocol
 
+from adapter_store.arms import Arms
 from adapter_store.errors import FleetUnseen
 from adapter_store.fleet import Holding, Name, NodeCard, State, residency_digest
 from inference_node.errors import NodeError
@@ -41,6 +42,8 @@ class Registry(Protocol):
         self, node: str, changed: Sequence[Holding], gone: Iterable[Name], /, *, anew: bool
     ) -> None: ...
 
+    def tell_arms(self, node: str, arms: Mapping[Name, Arms], /) -> None: ...
+
     def leave(self, node: str, /) -> None: ...
 
 
@@ -64,6 +67,7 @@ class Herald:
         control: ResidencyControl,
         info: Callable[[], ModelInfo],
         tally: Tally,
+        arms: Callable[[], Mapping[Name, Arms]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
@@ -71,6 +75,8 @@ class Herald:
         self._control = control
         self._info = info
         self._tally = tally
+        self._arms = arms
+        self._told_arms: Mapping[Name, Arms] = {}
         self._clock = clock
         self._state = State.READY
         self._held: tuple[Holding, ...] = ()
@@ -108,7 +114,7 @@ class Herald:
         except FleetUnseen as error:
             if not self._away:
                 log.warning("the fleet does not hear of this node, which serves on: %s", error)
-            self._away, self._told, self._card = True, None, None
+            self._away, self._told, self._told_arms, self._card = True, None, {}, None
         else:
             if self._away:
                 log.info("the fleet hears of this node again")
@@ -136,8 +142,9 @@ class Herald:
             kept = self._registry.announce(self._card)
             self._due = now + HEARTBEAT
             if not kept and held:
-                self._told = None
+                self._told, self._told_arms = None, {}
                 self._tell_holdings(held)
+            self._tell_arms()
 
     def _tell_holdings(self, held: dict[Name, Holding]) -> bool:
         """Whether there was anything to tell."""
@@ -149,6 +156,15 @@ class Herald:
             self._registry.tell(self._who.id, changed, gone, anew=anew)
         self._told = held
         return bool(changed or gone)
+
+    def _tell_arms(self) -> None:
+        """Of the adapters whose counts have moved, all of it: where any was lost, it is back."""
+        arms = self._arms()
+        told = self._told_arms
+        moved = {name: counts for name, counts in arms.items() if told.get(name) != counts}
+        if moved:
+            self._registry.tell_arms(self._who.id, moved)
+        self._told_arms = arms
 
     def _draw(self) -> NodeCard:
         info, totals = self._info(), self._tally.totals

@@ -32,6 +32,7 @@ from inference_node.pb.lorapool.v1 import (
 from inference_node.residency import ResidencyControl
 from inference_node.rpc.accounts import NOBODY, Witness
 from inference_node.rpc.adapters import AdapterServicer
+from inference_node.rpc.arm_book import ArmBook
 from inference_node.rpc.catalog import CatalogServicer
 from inference_node.rpc.door import Door, Service
 from inference_node.rpc.engine_port import Engine
@@ -87,7 +88,8 @@ class NodeServer:
         self._control = control
         self._fleet = fleet
         self._herald: Herald | None = None
-        self._witness = witness
+        self._arms = ArmBook(witness)
+        witness = self._witness = self._arms
         self._tally = tally = Tally()
         self._servicer = InferenceServicer(
             engine,
@@ -145,6 +147,7 @@ class NodeServer:
                 control=self._control,
                 info=self._engine.info,
                 tally=self._tally,
+                arms=self._arms.arms,
             )
             self._herald.start()
 

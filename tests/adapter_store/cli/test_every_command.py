@@ -35,6 +35,7 @@ CASES: dict[str, str] = {
     "activate": "pirate",
     "split": "pirate v1=90 v2=10",
     "rollback": "pirate --to v1",
+    "canary": "pirate v2 --for 0 --min-answers 0 --no-promote",
     "settle": "pirate {txid}",
     "ls": "",
     "show": "pirate",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from adapter_store.arms import ArmCount, Arms
 from adapter_store.errors import FleetUnseen
 from adapter_store.fleet import Holding, Name, NodeCard, Standing, State, residency_digest
 from inference_node.client import Client
@@ -31,6 +32,7 @@ class Memory:
 
     cards: dict[str, NodeCard] = field(default_factory=dict)
     held: dict[Name, Holding] = field(default_factory=dict)
+    arms: dict[Name, Arms] = field(default_factory=dict)
     away: bool = False
     calls: list[str] = field(default_factory=list)
 
@@ -49,6 +51,10 @@ class Memory:
         for name in gone:
             self.held.pop(name)
 
+    def tell_arms(self, node: str, arms: Mapping[Name, Arms]) -> None:
+        self._call("arms")
+        self.arms.update(arms)
+
     def leave(self, node: str) -> None:
         self._call("leave")
         self.cards.pop(node, None)
@@ -66,6 +72,7 @@ class Desk:
     memory: Memory = field(default_factory=Memory)
     control: ScriptedControl = field(default_factory=ScriptedControl)
     now: float = 100.0
+    arms: dict[Name, Arms] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.herald = Herald(
@@ -74,6 +81,7 @@ class Desk:
             control=self.control,
             info=ScriptedEngine().info,
             tally=Tally(),
+            arms=lambda: self.arms,
             clock=lambda: self.now,
         )
 
@@ -185,3 +193,18 @@ def test_a_node_that_listens_everywhere_is_reached_by_its_host_name() -> None:
     everywhere = ServerConfig(listen="0.0.0.0:0", insecure=True)
     host, _, port = reached_at(everywhere, 7).rpartition(":")
     assert (bool(host), host != "0.0.0.0", port) == (True, True, "7")
+
+
+def test_how_versions_do_is_told_with_each_renewal_and_again_when_it_was_lost() -> None:
+    desk = Desk()
+    arms = {TONE.name: {"a" * 64: ArmCount(completed=1), "b" * 64: ArmCount(failed=1)}}
+    desk.arms = dict(arms)
+    assert desk.turn(TONE) == ["tell", "announce", "arms"]
+    assert desk.memory.arms == arms
+    desk.now += HEARTBEAT
+    assert desk.turn(TONE) == ["announce"]
+    desk.memory.held.clear()
+    desk.memory.arms.clear()
+    desk.now += HEARTBEAT
+    assert desk.turn(TONE) == ["announce", "tell", "arms"]
+    assert desk.memory.arms == arms
