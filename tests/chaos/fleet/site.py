@@ -50,8 +50,12 @@ class Door:
         return None
 
     def fetched_since(self, moment: float, version: VersionRef) -> bool:
-        """Whether the node has asked for any content of a version since then."""
-        keys = [chunk.key for file in version.files for chunk in file.chunks]
+        """Whether the node has asked for any weights of a version since then.
+
+        Not for its config: equal files are stored once, and every adapter here has the same.
+        """
+        weights = max(version.files, key=lambda file: file.size)
+        keys = [chunk.key for chunk in weights.chunks]
         return any(
             at >= moment and any(target.endswith(key) for key in keys)
             for at, target in list(self._fetched)
