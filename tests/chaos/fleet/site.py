@@ -20,6 +20,7 @@ from tests.integration.node_process import NodeProcess, with_kernels
 HOST = "127.0.0.1"
 START_S = 240.0
 """Three nodes that start at once on two cores, beside others' work."""
+WITH_BUG = (sys.executable, "-m", "tests.chaos.fleet.node")
 SETTINGS = {
     "LORAPOOL_LINEARS": "dense",
     "LORAPOOL_DTYPE": "float32",
@@ -100,7 +101,7 @@ def running_fleet(
             }
             process = NodeProcess(environment, folder / f"node-{number}", listen=f"{HOST}:{port}")
             if bug:
-                process.program = (sys.executable, "-m", "tests.chaos.fleet.node", bug)
+                process.program = (*WITH_BUG, bug, "serve")
             running.callback(process.kill)
             fleet.append(FleetNode(process, door))
         for node in fleet:
