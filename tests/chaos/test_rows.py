@@ -29,7 +29,7 @@ def in_short(row: Entry) -> ParameterSet:
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("entry", map(in_short, ROWS))
+@pytest.mark.parametrize("entry", [in_short(row) for row in ROWS])
 def test_a_row_in_short_breaks_no_promise_and_catches_every_control(
     entry: Entry, bench: Bench
 ) -> None:
