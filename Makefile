@@ -60,6 +60,10 @@ bench: setup ## the engine's figures beside PEFT, vLLM and llama.cpp (VLLM_PYTHO
 bench-gpu: setup ## the GPU path checked and measured on the card at hand, in 8 minutes
 	$(BIN)/python -m benchmarks.gpu
 
+.PHONY: bench-edge
+bench-edge: $(STAMP) ## the service edge beside a bare gRPC server (and by h2load where it is)
+	$(BIN)/python -m benchmarks.edge
+
 bench-store: setup ## the adapter store beside plain boto3, and 10,000 adapters
 	$(BIN)/python -m benchmarks.store
 

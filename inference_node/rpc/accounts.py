@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
 
 import grpc
 
@@ -15,11 +16,8 @@ from inference_node.ended import Ended, Outcome, outcome_of
 from inference_node.errors import Cancelled, EngineFailure, NodeError
 from inference_node.request import Completed, Delta, Event, Failed, Request, Served, Started
 from inference_node.rpc.auth import POLICIES, caller
-from inference_node.rpc.handlers import wrapped
+from inference_node.rpc.handlers import Around, Wrapping
 from inference_node.tracing import OFF, Tracing
-
-if TYPE_CHECKING:
-    Handler = grpc.RpcMethodHandler[Any, Any]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 OURS = "lorapool."
@@ -155,26 +153,19 @@ def account(
         witness.ended(opened.close(error))
 
 
-class Counted(grpc.aio.ServerInterceptor):
+class Counted(Wrapping):
     """Tells a witness with which status each call ended. The first interceptor: it sees all.
 
     Calls of our own services are traced.
     """
 
     def __init__(self, witness: Witness, tracing: Tracing) -> None:
+        super().__init__()
         self._witness = witness
         self._tracing = tracing
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method not in POLICIES:
-            return handler
-        return wrapped(handler, lambda context: self._counting(method.lstrip("/"), context))
+    def around(self, method: str) -> Around | None:
+        return partial(self._counting, method.lstrip("/")) if method in POLICIES else None
 
     @contextlib.asynccontextmanager
     async def _counting(self, method: str, context: Context) -> AsyncIterator[None]:

@@ -50,11 +50,13 @@ def echo_event(echo: Echo, written: Written) -> pb.StreamGenerateResponse:
 
 
 def delta_event(delta: Delta, written: Written) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(
-        delta=pb.Delta(
-            text=delta.text, token_ids=delta.token_ids, logprobs=_logprobs(delta.scores, written)
-        )
-    )
+    # Filled in place: one is made for every token, and submessages that are passed are copied.
+    event = pb.StreamGenerateResponse()
+    event.delta.text = delta.text
+    event.delta.token_ids.extend(delta.token_ids)
+    if delta.scores:
+        event.delta.logprobs.extend(_logprobs(delta.scores, written))
+    return event
 
 
 def completed_event(completed: Completed) -> pb.StreamGenerateResponse:
@@ -74,7 +76,7 @@ def answer(
     completed: Completed, content: Delta, request_id: str, echo: Echo | None, written: Written
 ) -> pb.GenerateResponse:
     """A whole answer: `content` is every delta joined."""
-    return pb.GenerateResponse(
+    made = pb.GenerateResponse(
         text=content.text,
         token_ids=content.token_ids,
         finish_reason=_FINISH_REASONS[completed.finish_reason],
@@ -84,9 +86,12 @@ def answer(
         seed=completed.seed,
         timings=_timings(completed.timings),
         request_id=request_id,
-        logprobs=_logprobs(content.scores, written),
-        echo=None if echo is None else _echo(echo, written),
     )
+    if content.scores:
+        made.logprobs.extend(_logprobs(content.scores, written))
+    if echo is not None:
+        made.echo.CopyFrom(_echo(echo, written))
+    return made
 
 
 def model_info(info: ModelInfo) -> pb.GetModelInfoResponse:

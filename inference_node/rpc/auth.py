@@ -16,12 +16,13 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
@@ -32,7 +33,7 @@ from inference_node.errors import (
     NodeError,
     Unauthenticated,
 )
-from inference_node.rpc.handlers import wrapped
+from inference_node.rpc.handlers import Around, Wrapping
 from inference_node.rpc.identities import Identities, known_as, read_identities
 from inference_node.rpc.reloaded import Reloaded
 from inference_node.rpc.scopes import EVERYTHING, Role, Scope
@@ -43,12 +44,9 @@ from inference_node.rpc.tokens import (
     TokenExpired,
     TokenRefused,
     TokenRules,
+    Verified,
     read_keys,
-    verify,
 )
-
-if TYPE_CHECKING:
-    Handler = grpc.RpcMethodHandler[Any, Any]
 
 HINT = "send a bearer token for this node (--token-file), or a certificate that it knows"
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -151,6 +149,8 @@ def caller() -> Caller:
 def grant(tenant: str, adapter: str) -> Grant:
     """What the present caller gets who asks for `adapter`, a checked reference, of `tenant`."""
     scope = caller().scope
+    if scope is EVERYTHING:
+        return Grant(tenant, adapter, "", "")
     name, at, version = adapter.partition("@")
     asked = name or f"of tenant {tenant!r}"
     digest = hmac.digest(_secret, f"{tenant}/{name}".encode(), "sha256").hex()
@@ -162,34 +162,27 @@ def grant(tenant: str, adapter: str) -> Grant:
     return Grant(own, f"{stands_in}{at}{version}", asked, stands_in)
 
 
-class Gate(grpc.aio.ServerInterceptor):
+class Gate(Wrapping):
     """Lets in whom `config` lets in; everybody, as NOBODY, where there is none."""
 
     def __init__(
         self, config: AuthConfig | None, *, wall_clock: Callable[[], float] = time.time
     ) -> None:
         """Raises BadConfiguration when a file is missing or malformed."""
+        super().__init__()
         self._open = config is None
         self._wall_clock = wall_clock
-        self._rules = config.tokens if config else None
         self._keys: Reloaded[Keys] | None = None
+        self._verified: Verified | None = None
         self._identities: Reloaded[Identities] | None = None
         if config and (rules := config.tokens):
+            self._verified = Verified(rules)
             self._keys = Reloaded("JWKS file", (rules.jwks,), lambda: read_keys(rules.jwks))
         if config and (path := config.identities):
             self._identities = Reloaded("identities file", (path,), lambda: read_identities(path))
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None or self._open:
-            return handler
-        return wrapped(
-            handler, lambda context: self._admitted(handler_call_details.method, context)
-        )
+    def around(self, method: str) -> Around | None:
+        return None if self._open else partial(self._admitted, method)
 
     @contextlib.asynccontextmanager
     async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
@@ -230,12 +223,12 @@ class Gate(grpc.aio.ServerInterceptor):
             raise Unauthenticated("the credentials are not accepted", hint=HINT) from None
 
     def _verify(self, given: list[str | bytes]) -> Claims:
-        if self._keys is None or self._rules is None:
+        if self._keys is None or self._verified is None:
             raise TokenRefused("a token, and this node takes none")
         scheme, _, token = str(given[0]).partition(" ")
         if len(given) != 1 or scheme.lower() != "bearer":
             raise TokenRefused("an authorization that is not one bearer token")
-        return verify(token, self._keys.now, self._rules, now=self._wall_clock())
+        return self._verified.verify(token, self._keys.now, now=self._wall_clock())
 
     def _by_certificate(self, context: Context) -> Caller:
         if self._identities is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,34 @@ if TYPE_CHECKING:
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Around = Callable[[Context], AbstractAsyncContextManager[object]]
+
+
+class Wrapping(grpc.aio.ServerInterceptor):
+    """An interceptor that has something around every call; the handler of an RPC is made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Handler] = {}
+
+    def around(self, method: str) -> Around | None:
+        """What to have around calls of `method`, `/package.Service/Method`; None leaves them."""
+        raise NotImplementedError
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        method = handler_call_details.method
+        made = self._made.get(method)
+        if made is not None:
+            return made
+        handler = await continuation(handler_call_details)
+        around = self.around(method)
+        # What nobody serves is not remembered: callers choose its name.
+        if handler is None or around is None:
+            return handler
+        self._made[method] = made = wrapped(handler, around)
+        return made
 
 
 def wrapped(handler: Handler, around: Around) -> Handler:

@@ -1,13 +1,45 @@
-"""From the engine's thread to the asyncio task of one call, in constant space."""
+"""From the engine's thread to the asyncio tasks of calls, in constant space."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from inference_node.request import Completed, Delta, Echo, Event, Failed, Started, TokenScore
+from inference_node.request import Completed, Delta, Echo, Event, Failed, Started
+
+APART = 64
+"""Deltas that are kept as they are: joined, they take a fraction of the space."""
+
+
+class Bell:
+    """Calls back on one loop from another thread: of any number at a time it interrupts it once.
+
+    A step of the engine has news for every running call, and waking the loop costs a system call.
+    """
+
+    def __init__(self) -> None:
+        """Belongs to the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._waiting: list[Callable[[], None]] = []
+
+    def ring(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called on the loop soon."""
+        with self._lock:
+            self._waiting.append(wake)
+            first = len(self._waiting) == 1
+        if first:
+            # A closed loop has no callers left to tell.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._toll)
+
+    def _toll(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for wake in waiting:
+            wake()
 
 
 class Mailbox:
@@ -16,18 +48,16 @@ class Mailbox:
     However slowly a caller reads, at most four events wait: started, echo, one delta, the last.
     """
 
-    def __init__(self, on_last: Callable[[], None]) -> None:
-        """Belongs to the running loop, on which `on_last` is called once the engine is done."""
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, bell: Bell, on_last: Callable[[], None]) -> None:
+        """Belongs to the loop of `bell`, on which `on_last` is called once the engine is done."""
+        self._bell = bell
         self._on_last = on_last
-        self._ready = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
         self._lock = threading.Lock()
         self._waking = False
         self._started: Started | None = None
         self._echo: Echo | None = None
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._scores: list[TokenScore] = []
+        self._deltas: list[Delta] = []
         self._last: Completed | Failed | None = None
 
     def post(self, event: Event) -> None:
@@ -36,32 +66,29 @@ class Mailbox:
             if self._last is not None:
                 return
             match event:
+                case Delta():
+                    self._deltas.append(event)
+                    if len(self._deltas) >= APART:
+                        self._deltas = [joined(self._deltas)]
                 case Started():
                     self._started = event
                 case Echo():
                     self._echo = event
-                case Delta():
-                    self._texts.append(event.text)
-                    self._token_ids.extend(event.token_ids)
-                    self._scores.extend(event.scores)
                 case Completed() | Failed():
                     self._last = event
             wake, self._waking = not self._waking, True
         if wake:
-            # A closed loop has no callers left to tell.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._wake)
+            self._bell.ring(self._wake)
 
-    async def next(self) -> Event:
-        """The next event, in order; the last one again and again once it came."""
-        while True:
-            with self._lock:
-                event = self._take()
-                if event is None:
-                    self._ready.clear()
-            if event is not None:
-                return event
-            await self._ready.wait()
+    async def news(self) -> list[Event]:
+        """Every event that nobody has read yet, in order; the last one again once it came.
+
+        One task reads.
+        """
+        while not (events := self._take()):
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return events
 
     @property
     def ended(self) -> bool:
@@ -69,23 +96,34 @@ class Mailbox:
         with self._lock:
             return self._last is not None
 
-    def _take(self) -> Event | None:
-        if self._started is not None:
-            started, self._started = self._started, None
-            return started
-        if self._echo is not None:
-            echo, self._echo = self._echo, None
-            return echo
-        if self._token_ids or self._texts:
-            delta = Delta("".join(self._texts), tuple(self._token_ids), tuple(self._scores))
-            self._texts, self._token_ids, self._scores = [], [], []
-            return delta
-        return self._last
+    def _take(self) -> list[Event]:
+        with self._lock:
+            found = [event for event in (self._started, self._echo) if event is not None]
+            events: list[Event] = [*found]
+            self._started = self._echo = None
+            if self._deltas:
+                events.append(joined(self._deltas))
+                self._deltas = []
+            if self._last is not None:
+                events.append(self._last)
+            return events
 
     def _wake(self) -> None:
         with self._lock:
             self._waking = False
             ended = self._last is not None
-        self._ready.set()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
         if ended:
             self._on_last()
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """Several, one after the other, as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return Delta(
+        "".join(delta.text for delta in deltas),
+        tuple(token for delta in deltas for token in delta.token_ids),
+        tuple(score for delta in deltas for score in delta.scores),
+    )

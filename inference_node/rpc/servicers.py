@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,20 +26,20 @@ from inference_node.request import (
     Failed,
     Request,
     Started,
-    TokenScore,
 )
 from inference_node.rpc import answers, convert
 from inference_node.rpc.accounts import Account, Witness, account
 from inference_node.rpc.auth import grant
 from inference_node.rpc.engine_port import Engine
-from inference_node.rpc.mailbox import Mailbox
+from inference_node.rpc.mailbox import Bell, Mailbox, joined
 from inference_node.rpc.quotas import Quotas, Stay
 from inference_node.rpc.status import answering
 from inference_node.rpc.tally import Tally
 from inference_node.tracing import Tracing
 
 ANSWER_GRACE = 5.0
-"""Seconds past its deadline after which a request the engine never answered is given up."""
+"""Seconds past its deadline after which a request is given up: the engine never answered, or nobody
+reads its answer."""
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -68,36 +69,39 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
         self._written = engine.tokenizer.written
         self._in_flight: set[str] = set()
+        self._bell: Bell | None = None
+        """Of the loop that serves, which does not run yet."""
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         async with answering(context), self._accepted("Generate", request, context) as call:
-            texts: list[str] = []
-            token_ids: list[int] = []
-            scores: list[TokenScore] = []
+            said: list[Delta] = []
             echo: Echo | None = None
             while True:
-                match await call.next():
-                    case Started() as started:
-                        await context.send_initial_metadata(answers.served_metadata(started.served))
-                    case Echo() as echo:
-                        pass
-                    case Delta() as delta:
-                        texts.append(delta.text)
-                        token_ids += delta.token_ids
-                        scores += delta.scores
-                    case Completed() as completed:
-                        content = Delta("".join(texts), tuple(token_ids), tuple(scores))
-                        make = partial(
-                            answers.answer,
-                            completed,
-                            content,
-                            call.request_id,
-                            echo,
-                            self._written,
-                        )
-                        return await self._off_the_loop(make) if scores or echo else make()
-                    case Failed() as failed:
-                        raise failed.error
+                for event in await call.news():
+                    match event:
+                        case Started() as started:
+                            await context.send_initial_metadata(
+                                answers.served_metadata(started.served)
+                            )
+                        case Echo() as echo:
+                            pass
+                        case Delta() as delta:
+                            said.append(delta)
+                        case Completed() as completed:
+                            content = joined(said)
+                            make = partial(
+                                answers.answer,
+                                completed,
+                                content,
+                                call.request_id,
+                                echo,
+                                self._written,
+                            )
+                            if content.scores or echo:
+                                return await self._off_the_loop(make)
+                            return make()
+                        case Failed() as failed:
+                            raise failed.error
 
     # Written to the context, not yielded: a generator that is never resumed would learn of its
     # caller's leaving only when it is collected.
@@ -109,25 +113,26 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 raise InvalidRequest("request", "is required")
             async with self._accepted("StreamGenerate", request.request, context) as call:
                 while True:
-                    match await call.next():
-                        case Started() as started:
-                            await context.send_initial_metadata(
-                                answers.served_metadata(started.served)
-                            )
-                            await context.write(answers.started_event(started, call.request_id))
-                        case Echo() as echo:
-                            await context.write(
-                                await self._off_the_loop(
-                                    partial(answers.echo_event, echo, self._written)
+                    for event in await call.news():
+                        match event:
+                            case Started() as started:
+                                await context.send_initial_metadata(
+                                    answers.served_metadata(started.served)
                                 )
-                            )
-                        case Delta() as delta:
-                            await context.write(answers.delta_event(delta, self._written))
-                        case Completed() as completed:
-                            await context.write(answers.completed_event(completed))
-                            return
-                        case Failed() as failed:
-                            raise failed.error
+                                await context.write(answers.started_event(started, call.request_id))
+                            case Echo() as echo:
+                                await context.write(
+                                    await self._off_the_loop(
+                                        partial(answers.echo_event, echo, self._written)
+                                    )
+                                )
+                            case Delta() as delta:
+                                await context.write(answers.delta_event(delta, self._written))
+                            case Completed() as completed:
+                                await context.write(answers.completed_event(completed))
+                                return
+                            case Failed() as failed:
+                                raise failed.error
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         async with answering(context):
@@ -155,41 +160,50 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _accepted(
         self, method: str, message: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[_Call]:
-        """Submit, and cancel at once when the body is left before the engine is done."""
-        with account(method, self._witness) as opened:
-            async with self._asked(message, context, opened) as call:
-                yield call
+        """Submit, and cancel at once when the body is left before the engine is done.
 
-    @contextlib.asynccontextmanager
-    async def _asked(
-        self, message: pb.GenerateRequest, context: Context, opened: Account
-    ) -> AsyncIterator[_Call]:
+        Raises DeadlineExpired in the body when the engine, or whoever reads, takes too long.
+        """
+        with account(method, self._witness) as opened:
+            request = await self._read(message, context)
+            opened.accept(request)
+            granted = grant(request.tenant, request.adapter)
+            tokens = len(request.prompt) + request.stopping.max_new_tokens
+            trace = self._tracing.current()
+            asked = (request.tenant, request.adapter, request.trace)
+            if asked != (granted.tenant, granted.adapter, trace):
+                request = replace(
+                    request, tenant=granted.tenant, adapter=granted.adapter, trace=trace
+                )
+            with (
+                granted.in_words_of_the_question(),
+                self._quotas.stay(granted.tenant, tokens=tokens) as stay,
+                self._submitted(request) as mailbox,
+            ):
+                stay.used = len(request.prompt)
+                overdue = (request.deadline or math.inf) + ANSWER_GRACE - time.monotonic()
+                try:
+                    async with asyncio.timeout(overdue) as patience:
+                        yield _Call(request.request_id, mailbox, stay, opened)
+                except TimeoutError:
+                    if not patience.expired():
+                        raise
+                    raise DeadlineExpired("there was no end by the deadline") from None
+
+    async def _read(self, message: pb.GenerateRequest, context: Context) -> Request:
+        """The request, checked. Raises InvalidRequest."""
         convert.check_route(context.invocation_metadata(), message.adapter)
         remaining = context.time_remaining()
         limit = self._max_request_seconds
         deadline = time.monotonic() + (limit if remaining is None else min(remaining, limit))
-        request = await self._off_the_loop(
-            lambda: convert.to_request(
-                message, bounds=self._bounds, encoder=self._engine.tokenizer, deadline=deadline
-            )
+        read = partial(
+            convert.to_request,
+            message,
+            bounds=self._bounds,
+            encoder=self._engine.tokenizer,
+            deadline=deadline,
         )
-        opened.accept(request)
-        granted = grant(request.tenant, request.adapter)
-        tokens = len(request.prompt) + request.stopping.max_new_tokens
-        with (
-            granted.in_words_of_the_question(),
-            self._quotas.stay(granted.tenant, tokens=tokens) as stay,
-            self._submitted(
-                replace(
-                    request,
-                    tenant=granted.tenant,
-                    adapter=granted.adapter,
-                    trace=self._tracing.current(),
-                )
-            ) as mailbox,
-        ):
-            stay.used = len(request.prompt)
-            yield _Call(request.request_id, mailbox, deadline, stay, opened)
+        return read() if convert.is_quick(message) else await self._off_the_loop(read)
 
     @contextlib.contextmanager
     def _submitted(self, request: Request) -> Iterator[Mailbox]:
@@ -203,7 +217,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise RequestInFlight("request_id", f"{request_id!r} is still in flight on this node")
         # Held until the engine is done with it, which after a cancel is one step later.
         self._in_flight.add(known_as)
-        mailbox = Mailbox(on_last=lambda: self._in_flight.discard(known_as))
+        self._bell = self._bell or Bell()
+        mailbox = Mailbox(self._bell, on_last=lambda: self._in_flight.discard(known_as))
         try:
             self._engine.submit(request, self._tally.counting(request, mailbox.post))
         except BaseException:
@@ -222,18 +237,14 @@ class _Call:
 
     request_id: str
     mailbox: Mailbox
-    deadline: float
     stay: Stay
     account: Account
 
-    async def next(self) -> Event:
-        """The next event. Raises DeadlineExpired when even the engine's own answer is overdue."""
-        try:
-            async with asyncio.timeout(self.deadline + ANSWER_GRACE - time.monotonic()):
-                event = await self.mailbox.next()
-        except TimeoutError:
-            raise DeadlineExpired("the engine gave no answer by the deadline") from None
-        self.account.note(event)
-        if isinstance(event, Delta):
-            self.stay.used += len(event.token_ids)
-        return event
+    async def news(self) -> list[Event]:
+        """What came since the last time, at least one event."""
+        events = await self.mailbox.news()
+        for event in events:
+            self.account.note(event)
+            if isinstance(event, Delta):
+                self.stay.used += len(event.token_ids)
+        return events

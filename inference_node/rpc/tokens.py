@@ -9,8 +9,10 @@ there is no third. What a token allows is its claim `lorapool`:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,8 @@ SKEW = 10
 """Seconds that the issuer's clock and this machine's may differ."""
 MIN_RSA_BITS = 2048
 MAX_KEYS = 64
+MAX_KNOWN = 4096
+"""Tokens whose claims are remembered; of more, the oldest are verified again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,9 @@ class Claims:
 
     subject: str
     scope: Scope
+    begins: float
+    ends: float
+    """When it counts, in seconds since 1970; clocks that differ are allowed for."""
 
 
 class TokenRefused(Exception):
@@ -122,11 +129,42 @@ def verify(token: str, keys: Keys, rules: TokenRules, *, now: float) -> Claims:
         )
     except jwt.PyJWTError as error:
         raise TokenRefused(str(error)[:128]) from None
-    _check_times(claims, now)
+    begins, ends = _times(claims, now)
     try:
-        return Claims(str(claims["sub"]), parse_scope(claims.get(CLAIM, {})))
+        return Claims(str(claims["sub"]), parse_scope(claims.get(CLAIM, {})), begins, ends)
     except NoScope as error:
         raise TokenRefused(f"claim {CLAIM}: {error}") from None
+
+
+class Verified:
+    """What tokens say, each verified once: a caller sends the same one for minutes.
+
+    Known is only what has counted, by its sha256, until it expires or the keys are others. For one
+    event loop.
+    """
+
+    def __init__(self, rules: TokenRules) -> None:
+        self._rules = rules
+        self._keys: Keys = {}
+        self._claims: OrderedDict[bytes, Claims] = OrderedDict()
+
+    def verify(self, token: str, keys: Keys, *, now: float) -> Claims:
+        """As the function of that name. `keys` is the same object while they are the same."""
+        if keys is not self._keys:
+            self._keys = keys
+            self._claims.clear()
+        digest = hashlib.sha256(token.encode(errors="replace")).digest()
+        claims = self._claims.get(digest)
+        if claims is None or not claims.begins <= now < claims.ends:
+            self._claims.pop(digest, None)
+            claims = self._claims[digest] = verify(token, keys, self._rules, now=now)
+            if len(self._claims) > MAX_KNOWN:
+                self._claims.popitem(last=False)
+        return claims
+
+    def __len__(self) -> int:
+        """Tokens that are known."""
+        return len(self._claims)
 
 
 def _key(entry: Mapping[str, Any], where: str) -> VerifyingKey:
@@ -155,14 +193,17 @@ def _algorithm(entry: Mapping[str, Any]) -> str:
     return algorithm
 
 
-def _check_times(claims: Mapping[str, Any], now: float) -> None:
+def _times(claims: Mapping[str, Any], now: float) -> tuple[float, float]:
+    """From when to when it counts. Raises TokenRefused unless `now` is between them."""
     issued, expires = _time(claims, "iat"), _time(claims, "exp")
-    if issued > now + SKEW or _time(claims, "nbf", issued) > now + SKEW:
+    begins = max(issued, _time(claims, "nbf", issued))
+    if begins > now + SKEW:
         raise TokenRefused("not valid yet")
     if expires - issued > MAX_LIFETIME:
         raise TokenRefused(f"a life of {expires - issued:.0f} s, over {MAX_LIFETIME}")
     if expires <= now - SKEW:
         raise TokenExpired(f"expired {now - expires:.0f} s ago")
+    return begins - SKEW, expires + SKEW
 
 
 def _time(claims: Mapping[str, Any], name: str, missing: float = math.nan) -> float:

@@ -14,12 +14,14 @@ from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from inference_node.errors import BadConfiguration
+from inference_node.rpc import tokens
 from inference_node.rpc.scopes import Role, Scope
 from inference_node.rpc.tokens import (
     MAX_TOKEN_BYTES,
     Claims,
     TokenExpired,
     TokenRefused,
+    Verified,
     read_keys,
     verify,
 )
@@ -40,7 +42,8 @@ def says(issuer: Issuer, token: str, *, later: float = 0.0) -> Claims:
 
 @pytest.mark.parametrize("kid", [ED, RSA])
 def test_a_token_of_either_kind_of_key_says_who_may_do_what(issuer: Issuer, kid: str) -> None:
-    assert says(issuer, issuer.token(kid=kid)) == Claims("checkout", SCOPE)
+    claims = says(issuer, issuer.token(kid=kid))
+    assert (claims.subject, claims.scope) == ("checkout", SCOPE)
 
 
 def test_a_token_that_names_no_scope_allows_nothing(issuer: Issuer) -> None:
@@ -204,3 +207,66 @@ def test_a_file_without_keys_lets_nobody_in(issuer: Issuer, tmp_path: Path) -> N
     path = tmp_path / "jwks.json"
     path.write_text('{"keys": []}')
     assert read_keys(path) == {}
+
+
+def remembered(monkeypatch: pytest.MonkeyPatch, issuer: Issuer, token: str) -> tuple[int, Verified]:
+    """How often signatures are checked when a token comes three times, and who remembers it."""
+    checked = []
+    real = tokens.verify
+
+    def counted(*given: Any, **how: Any) -> Claims:
+        checked.append(given)
+        return real(*given, **how)
+
+    monkeypatch.setattr(tokens, "verify", counted)
+    known, keys, now = Verified(issuer.rules), read_keys(issuer.jwks), time.time()
+    for _ in range(3):
+        known.verify(token, keys, now=now)
+    monkeypatch.undo()
+    return len(checked), known
+
+
+def test_a_token_that_comes_again_is_verified_once(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert remembered(monkeypatch, issuer, issuer.token())[0] == 1
+
+
+def expires_all_the_same(known: Verified, issuer: Issuer, token: str) -> None:
+    keys = known._keys
+    with pytest.raises(TokenExpired):
+        known.verify(token, keys, now=time.time() + 311)
+    with pytest.raises(TokenRefused):
+        known.verify(token, keys, now=time.time() - 60)
+    known.verify(token, keys, now=time.time())
+    with pytest.raises(TokenRefused):
+        known.verify(token, {}, now=time.time())
+
+
+def test_a_remembered_token_ends_with_its_time_and_with_its_key(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = issuer.token()
+    expires_all_the_same(remembered(monkeypatch, issuer, token)[1], issuer, token)
+
+
+def test_a_memory_that_looks_at_neither_would_be_caught(issuer: Issuer) -> None:
+    class Trusting(Verified):
+        def verify(self, token: str, keys: Any, *, now: float) -> Claims:
+            self._keys = keys
+            return says(issuer, token)
+
+    with pytest.raises(pytest.fail.Exception):
+        expires_all_the_same(Trusting(issuer.rules), issuer, issuer.token())
+
+
+def test_no_more_tokens_are_remembered_than_there_is_room_for_and_no_refused_one(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "MAX_KNOWN", 3)
+    known, keys, now = Verified(issuer.rules), read_keys(issuer.jwks), time.time()
+    for number in range(6):
+        known.verify(issuer.token(sub=f"caller-{number}"), keys, now=now)
+        with pytest.raises(TokenRefused):
+            known.verify(issuer.token(aud="other", sub=f"caller-{number}"), keys, now=now)
+    assert len(known) == 3
