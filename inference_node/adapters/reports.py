@@ -20,6 +20,11 @@ class Target:
     trace: Trace | None = field(default=None, compare=False)
     """What loading it is told as a part of."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that are fetched for it."""
+        return sum(file.size for file in self.version.files)
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:

@@ -120,6 +120,23 @@ class SlotTable:
         """A version of so many pages is on its way: newcomers leave it that headroom."""
         self._headroom.expect(wanted)
 
+    def can_keep_within(self, tenant: str, wanted: int, most: float) -> bool:
+        """Whether `wanted` pages more would leave a tenant at `most`, its own idle ones gone."""
+        idle = sum(_size(held) for held in self._idle() if held.key.tenant == tenant)
+        return self.pages_of(tenant) - idle + wanted <= most
+
+    def keep_within(self, tenant: str, wanted: int, most: float) -> None:
+        """Evict a tenant's idle versions until then. Call only after `can_keep_within`."""
+        for victim in self._idle():
+            if self.pages_of(tenant) + wanted <= most:
+                return
+            if victim.key.tenant == tenant:
+                self._evict(victim)
+
+    def pages_of(self, tenant: str) -> int:
+        """Pages that its versions hold, of all groups together."""
+        return sum(_size(held) for held in self.holders() if held.key.tenant == tenant)
+
     def fits_beside_pins(self, wanted: Sequence[int]) -> bool:
         """Whether `wanted` could be had if all that can ever go were gone."""
         fixed = self._pages_of([*self._pinned_residents(), *self._condemned])
@@ -344,3 +361,8 @@ class SlotTable:
             resident = self._residents.get(key)
             if resident is not None:
                 resident.superseded = True
+
+
+def _size(held: Resident) -> int:
+    """Pages of all groups together."""
+    return sum(map(len, held.pages))

@@ -114,6 +114,7 @@ def run(configuration: Configuration) -> None:
 
     from inference_node.cli.telling import open_audit, open_traces, telling, words
     from inference_node.engine.build import build_engine
+    from inference_node.rpc.quotas import quota_table
     from inference_node.telemetry.refused import RefusedRecords
 
     tell, refused = words(settings), RefusedRecords()
@@ -127,6 +128,7 @@ def run(configuration: Configuration) -> None:
             config,
             reader=_reader(store, settings, store_settings, verifier, on_refused=refused.note),
             hints=store_settings.open_hints(node=node),
+            quotas=quota_table(server_config.quotas),
             tracing=traced.tracing,
         )
         _meet(store, engine.card, tell)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 
 from adapter_store.errors import InvalidName
 from adapter_store.layout import AdapterRef, parse_ref
+from inference_node.adapters.allowance import Allowance
 from inference_node.adapters.loader import Loader
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.reports import (
@@ -36,6 +37,7 @@ from inference_node.engine.names import Names
 from inference_node.engine.relief import make_way
 from inference_node.engine.sequence import Phase, Sequence
 from inference_node.errors import AdapterCorrupt, InvalidRequest, NodeError, StoreDown
+from inference_node.quotas import QuotaTable
 
 log = logging.getLogger(__name__)
 
@@ -56,19 +58,24 @@ class Admission:
         max_staleness: float,
         refuse_stale_after: float | None = None,
         page_wait: float = 1.0,
+        quotas: Callable[[], QuotaTable] = QuotaTable,
         random: Callable[[], float] = random.random,
     ) -> None:
         """`ready` is told of each request that holds its lease, `fail` of each that never will.
 
         `page_wait` is how long a version waits for pages that requests hold before one of those
-        makes way, in seconds. `random` gives numbers from 0 to 1.
+        makes way, in seconds. `quotas` says what tenants may load. `random` gives numbers from 0 to
+        1.
         """
         self._slots = slots
         self._loader = loader
         self._watcher = watcher
         self.names = Names(slots, watcher)
         self.lookups = Lookups(loader, clock=clock, random=random)
-        self.arrivals = Arrivals(slots, pool, loader, self.names, clock=clock, random=random)
+        allowance = Allowance(quotas, slots, clock=clock)
+        self.arrivals = Arrivals(
+            slots, pool, loader, self.names, allowance, clock=clock, random=random
+        )
         self.foresight = Foresight(slots, loader, self.arrivals, self.names, clock=clock)
         self._ready = ready
         self._fail = fail

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from adapter_store.record import VersionRef
+from inference_node.adapters.allowance import Allowance
 from inference_node.adapters.backoff import Backoff, Delays
 from inference_node.adapters.load_meter import FROM_HOST, FROM_STORE, LoadMeter
 from inference_node.adapters.loader import Loader
@@ -62,6 +63,7 @@ class Arrivals:
         pool: AdapterPool,
         loader: Loader,
         names: Names,
+        allowance: Allowance,
         *,
         clock: Callable[[], float],
         random: Callable[[], float],
@@ -70,6 +72,7 @@ class Arrivals:
         self._pool = pool
         self._loader = loader
         self._names = names
+        self._allowance = allowance
         self._clock = clock
         self._coming: dict[VersionKey, Arrival] = {}
         self._setbacks: Backoff[VersionKey] = Backoff(RETRIES, clock=clock, random=random)
@@ -95,6 +98,8 @@ class Arrivals:
             self._coming[key].claims.append(claim)
         elif (setback := self._setback(target.entry)) is not None:
             claim.refuse(setback)
+        elif not claim.patient and (refusal := self._refusal(target)) is not None:
+            claim.refuse(refusal)
         else:
             self._begin(replace(target, trace=claim.trace)).claims.append(claim)
 
@@ -112,6 +117,8 @@ class Arrivals:
         if arrival is None:
             if self._must_wait(entry):
                 self._successors.wait(target)
+                return
+            if not self._names.replaces(entry) and self._refusal(target) is not None:
                 return
             arrival = self._begin(target)
         self._successors.started(entry, fetching=arrival.fetching)
@@ -135,6 +142,8 @@ class Arrivals:
         for arrival in self._coming.values():
             if claim in arrival.claims:
                 arrival.claims.remove(claim)
+                if arrival.host is not None and not self._within(arrival, arrival.host):
+                    return self._allowance.busy(arrival.entry.tenant)
                 if arrival.host is not None:
                     return PoolFull(
                         "every adapter page is leased by running requests",
@@ -154,7 +163,8 @@ class Arrivals:
     def starving(self, before: float) -> list[Arrival]:
         """Versions that requests wait for, and that have been ready since `before` without pages.
 
-        One that pins leave no room for is not among them: nobody can make way for it.
+        One that pins, or its tenant's own requests, leave no room for is not among them: nobody can
+        make way for it.
         """
         return [
             arrival
@@ -163,6 +173,7 @@ class Arrivals:
             and arrival.ready_at <= before
             and not all(claim.patient for claim in arrival.claims)
             and self._slots.fits_beside_pins(arrival.host.pages)
+            and self._within(arrival, arrival.host)
         ]
 
     def bring_back(
@@ -228,13 +239,14 @@ class Arrivals:
 
         A swap that does not fit waits while the old version serves; others pass it, and newcomers
         leave it the headroom. A newcomer that does not fit holds up those after it, or small ones
-        would starve it; but not one that pins leave no room for at all.
+        would starve it; but not one that pins leave no room for at all, nor one whose tenant's own
+        requests hold all the pages it may have.
         """
         ready = self._drop_unwanted()
         full = False
         for arrival in sorted(ready, key=self._line):
             host, newcomer = arrival.host, not self.is_swap(arrival)
-            if host is None or (newcomer and full):
+            if host is None or (newcomer and full) or not self._within(arrival, host):
                 continue
             if self._slots.can_make_room(host.pages, newcomer=newcomer):
                 self._fill(arrival, host)
@@ -272,12 +284,27 @@ class Arrivals:
         arrival.host = None
         arrival.staged_at = self._clock()
         self.meter.stage.observe(arrival.staged_at - arrival.ready_at)
+        if not self.is_swap(arrival):
+            self._allowance.make_room(arrival.entry.tenant, host.pages)
         staged = self._slots.stage(arrival.entry.key, wanted=host.pages, scale=host.scale)
         self._pool.claim(staged)
         self._names.tell_watcher()
         self._loader.fill(staged, host)
 
+    def _refusal(self, target: Target) -> NodeError | None:
+        """Why a version that nobody has on the node yet is not fetched now."""
+        if self._loader.on_host(target.entry.key) is not None:
+            return None
+        return self._allowance.refusal(target.entry.tenant, target.size)
+
+    def _within(self, arrival: Arrival, host: HostAdapter) -> bool:
+        """Whether its tenant may have pages for it; the next version of a name always gets them."""
+        tenant = arrival.entry.tenant
+        return self.is_swap(arrival) or self._allowance.can_have(tenant, host.pages)
+
     def _begin(self, target: Target) -> Arrival:
+        if self._loader.on_host(target.entry.key) is None:
+            self._allowance.fetched(target.entry.tenant, target.size)
         arrival = self._coming[target.entry.key] = Arrival(
             target.entry, version=target.version, wanted_at=self._clock()
         )
@@ -337,6 +364,10 @@ class Arrivals:
             arrival.host = host
             arrival.fetching = False
             arrival.ready_at = self._clock()
+            refusal = self._allowance.too_large(key.tenant, host.pages)
+            if refusal is not None and not self.is_swap(arrival):
+                self._give_up(key, refusal)
+                return
         self._go_on(key)
         self.stage()
 

@@ -39,6 +39,7 @@ from inference_node.model.decoder import Decoder
 from inference_node.model.default_base import default_cache_dir
 from inference_node.model.graphs import CudaGraphs
 from inference_node.model.trace import trace
+from inference_node.quotas import QuotaTable
 from inference_node.request import ModelInfo, PoolStatus
 from inference_node.text import Tokenizer
 from inference_node.tracing import OFF, Tracing
@@ -108,6 +109,7 @@ def build_engine(
     *,
     reader: Reader,
     hints: Hints | None = None,
+    quotas: Callable[[], QuotaTable] = QuotaTable,
     clock: Callable[[], float] = time.monotonic,
     tracing: Tracing = OFF,
 ) -> EngineLoop:
@@ -117,7 +119,13 @@ def build_engine(
     """
     leave_the_cores()
     return assemble(
-        load_model(config), config, reader=reader, hints=hints, clock=clock, tracing=tracing
+        load_model(config),
+        config,
+        reader=reader,
+        hints=hints,
+        quotas=quotas,
+        clock=clock,
+        tracing=tracing,
     )
 
 
@@ -127,6 +135,7 @@ def assemble(
     *,
     reader: Reader,
     hints: Hints | None = None,
+    quotas: Callable[[], QuotaTable] = QuotaTable,
     clock: Callable[[], float] = time.monotonic,
     executor: Callable[[int, str], Executor] = background,
     tracing: Tracing = OFF,
@@ -186,6 +195,7 @@ def assemble(
             max_staleness=config.max_staleness,
             refuse_stale_after=config.refuse_stale_after,
             page_wait=config.page_wait_seconds,
+            quotas=quotas,
         )
 
     def describe(status: PoolStatus, running: int, waiting: int) -> ModelInfo:

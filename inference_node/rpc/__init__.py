@@ -12,6 +12,8 @@ residents.py    and what is on the node
 mailbox.py      from the engine's thread to a call
 status.py       the one table from error to status
 limits.py       what one caller may take of the node
+quotas.py       what one tenant may
+turnstile.py    how many calls there may be at once
 server.py       serve, watch the engine's health, drain
 door.py         one address and the services behind it
 auth.py         who calls, and what they may

@@ -146,6 +146,17 @@ def caller() -> Caller:
     return _caller.get()
 
 
+def check_priority(priority: int) -> None:
+    """Raises InvalidRequest when the present caller may not ask for so much."""
+    most = caller().scope.max_priority
+    if priority > most:
+        raise InvalidRequest(
+            "priority",
+            f"is above {most}, the highest that you may ask for",
+            hint="ask for less, or ask whoever issues your credentials for a higher max_priority",
+        )
+
+
 def grant(tenant: str, adapter: str) -> Grant:
     """What the present caller gets who asks for `adapter`, a checked reference, of `tenant`."""
     scope = caller().scope

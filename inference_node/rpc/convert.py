@@ -15,6 +15,7 @@ from inference_node.errors import InvalidRequest
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.request import Output, Request, Sampling, Stopping
 from inference_node.rpc.engine_port import PromptEncoder
+from inference_node.rpc.scopes import HIGHEST
 from inference_node.text import ChatMessage
 
 DEFAULT_NEW_TOKENS = 128
@@ -29,7 +30,6 @@ MAX_STOPS = 8
 MAX_STOP_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_MESSAGES = 1024
-MAX_PRIORITY = 10
 MAX_AFFINITY_BYTES = 256
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
@@ -84,8 +84,8 @@ def to_request(
     to_generation(message.min_generation)
     if message.min_generation and not message.adapter:
         raise InvalidRequest("min_generation", "the base model has no generations")
-    if not -MAX_PRIORITY <= message.priority <= MAX_PRIORITY:
-        raise InvalidRequest("priority", f"must be {-MAX_PRIORITY} to {MAX_PRIORITY}")
+    if not -HIGHEST <= message.priority <= HIGHEST:
+        raise InvalidRequest("priority", f"must be {-HIGHEST} to {HIGHEST}")
     return Request(
         request_id=message.request_id or secrets.token_hex(16),
         tenant=tenant,

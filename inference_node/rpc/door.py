@@ -14,6 +14,7 @@ from inference_node.rpc.accounts import Counted, Witness
 from inference_node.rpc.auth import Gate
 from inference_node.rpc.limits import ServerConfig, channel_options
 from inference_node.rpc.tls import server_credentials
+from inference_node.rpc.turnstile import RESERVE, Turnstile
 from inference_node.tracing import Tracing
 
 LIVENESS = "liveness"
@@ -46,9 +47,13 @@ class Door:
         self._tls = config.tls
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[Counted(witness, tracing), Gate(config.auth)],
+            interceptors=[
+                Counted(witness, tracing),
+                Turnstile(config.max_concurrent_rpcs),
+                Gate(config.auth),
+            ],
             options=channel_options(),
-            maximum_concurrent_rpcs=config.max_concurrent_rpcs,
+            maximum_concurrent_rpcs=config.max_concurrent_rpcs + RESERVE,
         )
         self._names = []
         for service in services:

@@ -41,6 +41,7 @@ class ServerConfig:
     drain_seconds: float = 30.0
     """How long running calls may go on after that."""
     max_concurrent_rpcs: int = 4096
+    """Calls of all kinds at once, at one address; who comes then is told to come back."""
     reflection: bool = True
 
     def __post_init__(self) -> None:

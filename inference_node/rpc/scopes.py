@@ -10,7 +10,9 @@ from enum import Enum
 MAX_NAMES = 64
 """Of each kind, in one scope."""
 _PATTERN = re.compile(r"[a-z0-9._-]{1,64}\*?|\*")
-_FIELDS = frozenset({"tenants", "adapters", "roles"})
+_FIELDS = frozenset({"tenants", "adapters", "roles", "max_priority"})
+HIGHEST = 10
+"""Priority that there is."""
 
 
 class Role(Enum):
@@ -31,6 +33,8 @@ class Scope:
     tenants: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     roles: frozenset[Role] = frozenset()
+    max_priority: int = HIGHEST
+    """Requests that ask for a higher one are refused."""
 
     def covers(self, tenant: str, adapter: str = "") -> bool:
         """Whether `adapter` of `tenant` is in it; the empty adapter is the base model."""
@@ -54,7 +58,7 @@ class NoScope(Exception):
 
 
 def parse_scope(value: object) -> Scope:
-    """`{"tenants": [...], "adapters": [...], "roles": [...]}`. Raises NoScope."""
+    """`{"tenants": […], "adapters": […], "roles": […], "max_priority": 0}`. Raises NoScope."""
     if not isinstance(value, Mapping):
         raise NoScope("is no object of tenants, adapters and roles")
     unknown = sorted(str(name) for name in set(value) - _FIELDS)
@@ -64,6 +68,7 @@ def parse_scope(value: object) -> Scope:
         tenants=_patterns(value, "tenants"),
         adapters=_patterns(value, "adapters"),
         roles=frozenset(_role(name) for name in _list(value, "roles")),
+        max_priority=_priority(value.get("max_priority", HIGHEST)),
     )
 
 
@@ -80,6 +85,12 @@ def _patterns(value: Mapping[str, object], field: str) -> tuple[str, ...]:
         if not _PATTERN.fullmatch(name):
             raise NoScope(f"{field}: {name[:64]!r} is no name, nor the beginning of one and a *")
     return names
+
+
+def _priority(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -HIGHEST <= value <= HIGHEST:
+        raise NoScope(f"max_priority is no whole number from {-HIGHEST} to {HIGHEST}")
+    return value
 
 
 def _role(name: str) -> Role:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from adapter_store.reader import Reader
 from inference_node.pb.lorapool.v1 import (
@@ -38,8 +37,7 @@ from inference_node.rpc.door import Door, Service
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.herald import Herald, Identity, Registry
 from inference_node.rpc.limits import ServerConfig
-from inference_node.rpc.quotas import Quotas, QuotaTable, read_quotas
-from inference_node.rpc.reloaded import Reloaded
+from inference_node.rpc.quotas import Quotas, quota_table
 from inference_node.rpc.servicers import InferenceServicer
 from inference_node.rpc.tally import Tally
 from inference_node.tracing import OFF, Tracing
@@ -94,7 +92,7 @@ class NodeServer:
         self._servicer = InferenceServicer(
             engine,
             tally,
-            Quotas(_quota_table(config.quotas), clock=time.monotonic),
+            Quotas(quota_table(config.quotas), clock=time.monotonic),
             witness,
             tracing,
             max_request_seconds=config.max_request_seconds,
@@ -204,14 +202,6 @@ def reached_at(config: ServerConfig, port: int) -> str:
     host = config.listen.rpartition(":")[0]
     everywhere = host.strip("[]") in ("", "0.0.0.0", "::")
     return f"{socket.gethostname() if everywhere else host}:{port}"
-
-
-def _quota_table(path: Path | None) -> Callable[[], QuotaTable]:
-    """Raises BadConfiguration."""
-    if path is None:
-        return QuotaTable
-    reloaded = Reloaded("quotas file", (path,), lambda: read_quotas(path))
-    return lambda: reloaded.now
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -29,7 +29,7 @@ from inference_node.request import (
 )
 from inference_node.rpc import answers, convert
 from inference_node.rpc.accounts import Account, Witness, account
-from inference_node.rpc.auth import grant
+from inference_node.rpc.auth import check_priority, grant
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.mailbox import Bell, Mailbox, joined
 from inference_node.rpc.quotas import Quotas, Stay
@@ -167,6 +167,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         with account(method, self._witness) as opened:
             request = await self._read(message, context)
             opened.accept(request)
+            check_priority(request.priority)
             granted = grant(request.tenant, request.adapter)
             tokens = len(request.prompt) + request.stopping.max_new_tokens
             trace = self._tracing.current()
@@ -177,7 +178,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 )
             with (
                 granted.in_words_of_the_question(),
-                self._quotas.stay(granted.tenant, tokens=tokens) as stay,
+                self._quotas.stay(granted.tenant, tokens=tokens, priority=request.priority) as stay,
                 self._submitted(request) as mailbox,
             ):
                 stay.used = len(request.prompt)

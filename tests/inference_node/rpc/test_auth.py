@@ -243,6 +243,29 @@ def test_a_tenant_over_its_quota_is_told_which_and_until_when(
     assert len(engine.submitted) == 3
 
 
+def test_nobody_goes_before_others_further_than_credentials_and_tenant_allow(
+    engine: ScriptedEngine, issuer: Issuer, tmp_path: Path
+) -> None:
+    quotas = tmp_path / "quotas.toml"
+    quotas.write_text("[tenant.acme]\nmax_priority = 3\n[tenant.slow]\nmax_priority = -2\n")
+    config = replace(CONFIG, auth=AuthConfig(tokens=issuer.rules), quotas=quotas)
+    scope = {**PIRATE, "tenants": ["*"]}
+    with running_node(engine, config) as address:
+        with Client(address, access=Access(token=issuer.token(lorapool=scope))) as client:
+            assert client.generate("hi", tenant="acme", priority=3).text == "ahoy"
+            assert client.generate("hi", tenant="other", priority=10).text == "ahoy"
+            for tenant, priority in (("acme", 4), ("slow", 0)):
+                with pytest.raises(errors.InvalidRequest, match=f"of tenant '{tenant}'"):
+                    client.generate("hi", tenant=tenant, priority=priority)
+        token = issuer.token(lorapool={**scope, "max_priority": 1})
+        with Client(address, access=Access(token=token)) as client:
+            assert client.generate("hi", tenant="acme", priority=1).text == "ahoy"
+            with pytest.raises(errors.InvalidRequest, match="above 1") as caught:
+                client.generate("hi", tenant="acme", priority=2)
+            assert caught.value.field == "priority"
+    assert len(engine.submitted) == 3
+
+
 def test_a_request_id_of_another_tenant_is_neither_in_the_way_nor_to_be_found(
     engine: ScriptedEngine,
 ) -> None:

@@ -37,6 +37,14 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
         parse_scope({"tenants": [pattern]})
 
 
+@pytest.mark.parametrize("priority", [True, 1.5, "3", None, 11, -11])
+def test_what_is_no_priority_is_refused(priority: object) -> None:
+    with pytest.raises(NoScope, match="max_priority"):
+        parse_scope({"max_priority": priority})
+    assert parse_scope({"max_priority": -3}).max_priority == -3
+    assert parse_scope({}).max_priority == 10
+
+
 IDENTITIES = """
 [[identity]]
 san = "dns:checkout.internal"
