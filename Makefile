@@ -45,6 +45,11 @@ lint: $(STAMP) ## ruff, mypy, import contracts, generated code, protos
 	$(BIN)/buf breaking --against protos/baseline.binpb
 	$(BIN)/python protos/generate.py --check
 
+.PHONY: audit
+audit: ## known vulnerabilities of every pinned package; needs the advisories of pypi.org
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -q pip-audit==2.10.1; }
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
 protos: $(STAMP) ## regenerate inference_node/pb
 	$(BIN)/python protos/generate.py
 

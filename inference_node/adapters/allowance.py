@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from inference_node.adapters.slots import SlotTable
+from inference_node.adapters.versions import VersionKey
 from inference_node.errors import QuotaExceeded
 from inference_node.quotas import COLD_LOADS, FETCHED_BYTES, Ledger, QuotaTable, exceeded
 
@@ -22,20 +23,29 @@ class Allowance:
     """
 
     def __init__(
-        self, table: Callable[[], QuotaTable], slots: SlotTable, *, clock: Callable[[], float]
+        self,
+        table: Callable[[], QuotaTable],
+        slots: SlotTable,
+        *,
+        on_host: Callable[[VersionKey], object | None],
+        clock: Callable[[], float],
     ) -> None:
-        """`table` is asked every time."""
+        """`table` is asked every time. What is `on_host` needs no fetch."""
         self._table = table
         self._slots = slots
+        self._on_host = on_host
         self._ledger = Ledger(table, (COLD_LOADS, FETCHED_BYTES), clock=clock)
 
-    def refusal(self, tenant: str, size: int) -> QuotaExceeded | None:
-        """Why a version of `size` bytes is not fetched for this tenant now; None when it is."""
-        return self._ledger.refusal(tenant, {COLD_LOADS: 1, FETCHED_BYTES: size})
+    def refusal(self, key: VersionKey, size: int) -> QuotaExceeded | None:
+        """Why a version of `size` bytes is not fetched for its tenant now; None when it may be."""
+        if self._on_host(key) is not None:
+            return None
+        return self._ledger.refusal(key.tenant, {COLD_LOADS: 1, FETCHED_BYTES: size})
 
-    def fetched(self, tenant: str, size: int) -> None:
-        """A version is being fetched."""
-        self._ledger.take(tenant, {COLD_LOADS: 1, FETCHED_BYTES: size})
+    def begun(self, key: VersionKey, size: int) -> None:
+        """A version is brought: fetched, unless it is on the host."""
+        if self._on_host(key) is None:
+            self._ledger.take(key.tenant, {COLD_LOADS: 1, FETCHED_BYTES: size})
 
     def too_large(self, tenant: str, pages: Sequence[int]) -> QuotaExceeded | None:
         """Why a tenant can never have a version of so many pages in each group."""

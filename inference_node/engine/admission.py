@@ -72,7 +72,7 @@ class Admission:
         self._watcher = watcher
         self.names = Names(slots, watcher)
         self.lookups = Lookups(loader, clock=clock, random=random)
-        allowance = Allowance(quotas, slots, clock=clock)
+        allowance = Allowance(quotas, slots, on_host=loader.on_host, clock=clock)
         self.arrivals = Arrivals(
             slots, pool, loader, self.names, allowance, clock=clock, random=random
         )

@@ -98,7 +98,7 @@ class Arrivals:
             self._coming[key].claims.append(claim)
         elif (setback := self._setback(target.entry)) is not None:
             claim.refuse(setback)
-        elif not claim.patient and (refusal := self._refusal(target)) is not None:
+        elif not claim.patient and (refusal := self._allowance.refusal(key, target.size)):
             claim.refuse(refusal)
         else:
             self._begin(replace(target, trace=claim.trace)).claims.append(claim)
@@ -118,7 +118,8 @@ class Arrivals:
             if self._must_wait(entry):
                 self._successors.wait(target)
                 return
-            if not self._names.replaces(entry) and self._refusal(target) is not None:
+            refusal = self._allowance.refusal(entry.key, target.size)
+            if refusal is not None and not self._names.replaces(entry):
                 return
             arrival = self._begin(target)
         self._successors.started(entry, fetching=arrival.fetching)
@@ -291,20 +292,13 @@ class Arrivals:
         self._names.tell_watcher()
         self._loader.fill(staged, host)
 
-    def _refusal(self, target: Target) -> NodeError | None:
-        """Why a version that nobody has on the node yet is not fetched now."""
-        if self._loader.on_host(target.entry.key) is not None:
-            return None
-        return self._allowance.refusal(target.entry.tenant, target.size)
-
     def _within(self, arrival: Arrival, host: HostAdapter) -> bool:
         """Whether its tenant may have pages for it; the next version of a name always gets them."""
         tenant = arrival.entry.tenant
         return self.is_swap(arrival) or self._allowance.can_have(tenant, host.pages)
 
     def _begin(self, target: Target) -> Arrival:
-        if self._loader.on_host(target.entry.key) is None:
-            self._allowance.fetched(target.entry.tenant, target.size)
+        self._allowance.begun(target.entry.key, target.size)
         arrival = self._coming[target.entry.key] = Arrival(
             target.entry, version=target.version, wanted_at=self._clock()
         )

@@ -46,10 +46,11 @@ class Door:
         self._variable = variable
         self._tls = config.tls
         self._health = health.aio.HealthServicer()
+        self._turnstile = Turnstile(config.max_concurrent_rpcs)
         self._server = grpc.aio.server(
             interceptors=[
                 Counted(witness, tracing),
-                Turnstile(config.max_concurrent_rpcs),
+                self._turnstile,
                 Gate(config.auth),
             ],
             options=channel_options(),
@@ -84,6 +85,10 @@ class Door:
     async def close(self, grace: float | None) -> None:
         """Refuse new calls; running ones get `grace` seconds. May be called again with less."""
         await self._server.stop(grace)
+
+    async def idle(self) -> None:
+        """Wait until no call is running but those that watch."""
+        await self._turnstile.idle()
 
     async def tell_health(self, *, alive: bool, ready: bool) -> None:
         await self._health.set(LIVENESS, _serving(alive))

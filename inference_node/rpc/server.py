@@ -47,6 +47,8 @@ CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name
 ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name
 HEALTH_POLL = 0.5
 """Seconds between two looks at the engine."""
+LAST_WORDS = 1.0
+"""Seconds for answers that are on their way when the last call is done."""
 ENGINE_GRACE = 5.0
 """Seconds the engine gets to end what the calls' end has cancelled."""
 
@@ -162,10 +164,13 @@ class NodeServer:
             await self._adapters.leave()
         stopping = asyncio.create_task(self._close_doors(self._config.drain_seconds))
         hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+        done = asyncio.create_task(self._idle())
+        await asyncio.wait({stopping, hurried, done}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
-            await self._close_doors(0)
+            # Who only watches is not waited for: a stream of health ends when its caller likes.
+            await self._close_doors(0 if hurry.is_set() else LAST_WORDS)
+        hurried.cancel()
+        done.cancel()
         await stopping
         if self._watch is not None:
             self._watch.cancel()
@@ -190,6 +195,9 @@ class NodeServer:
     async def _tell_health(self, *, alive: bool) -> None:
         for door in self._doors:
             await door.tell_health(alive=alive, ready=alive and not self._draining)
+
+    async def _idle(self) -> None:
+        await asyncio.gather(*(door.idle() for door in self._doors))
 
     async def _close_doors(self, grace: float | None) -> None:
         await asyncio.gather(*(door.close(grace) for door in self._doors))

@@ -39,17 +39,17 @@ def test_a_thousand_streams_are_open_at_once_and_every_ratio_is_written(
     assert found["machine"]["cores"] == len(cores)
 
 
-def test_a_bare_server_and_the_node_send_about_as_many_messages_a_stream(tmp_path: Path) -> None:
-    sides = [bench.Side(name, tmp_path) for name in ("bare", "open")]
-    try:
-        for side in sides:
+def test_a_bare_server_sends_a_message_for_every_token_and_the_node_no_more(tmp_path: Path) -> None:
+    whole = bench.TOKENS + 2
+    for name in ("bare", "open"):
+        side = bench.Side(name, tmp_path)
+        try:
             served = side.measure("stream", 0.05)
-            # Started, its tokens and completed; the node joins tokens that wait for its reader.
-            assert served.messages <= len(served.latencies) * (bench.TOKENS + 2)
-            assert served.messages >= len(served.latencies) * bench.TOKENS * 0.8
-    finally:
-        for side in sides:
+        finally:
             side.worker.close()
+        a_stream = served.messages / len(served.latencies)
+        # Started, its tokens and completed; the node joins tokens that wait for its reader.
+        assert a_stream == whole if name == "bare" else 3 <= a_stream <= whole
 
 
 @pytest.mark.skipif(h2load.program() is None, reason="h2load (nghttp2-client) is not installed")

@@ -81,6 +81,15 @@ ROWS = (
         books=("edge",),
     ),
     Entry(
+        "T16",
+        "overload",
+        "too much of everything beside a well-behaved tenant",
+        3.0,
+        short=0.0,
+        alone=True,
+        books=("edge",),
+    ),
+    Entry(
         "F1",
         "fleet.barrier",
         "flips of a fleet through the barrier",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inference_node.adapters.allowance import Allowance
+from inference_node.adapters.versions import VersionKey
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import NodeError, QuotaExceeded
 from inference_node.quotas import Quota, QuotaTable
@@ -133,11 +134,21 @@ def test_a_version_over_all_its_pages_is_refused_and_a_swap_is_not() -> None:
 def test_bytes_are_taken_by_the_second() -> None:
     table = QuotaTable(Quota(fetch_bytes_per_second=100, burst_seconds=10))
     now = [1000.0]
-    allowance = Allowance(lambda: table, desk().slots, clock=lambda: now[0])
-    assert allowance.refusal("t", 600) is None
-    allowance.fetched("t", 600)
-    refused = allowance.refusal("t", 600)
+    here: set[VersionKey] = set()
+    allowance = Allowance(
+        lambda: table,
+        desk().slots,
+        on_host=lambda key: key if key in here else None,
+        clock=lambda: now[0],
+    )
+    key = VersionKey("t", "v")
+    assert allowance.refusal(key, 600) is None
+    allowance.begun(key, 600)
+    refused = allowance.refusal(key, 600)
     assert refused is not None
     assert quota(refused) == ("fetch_bytes_per_second", 2.0)
+    here.add(key)
+    assert allowance.refusal(key, 600) is None, "it is on the host"
+    here.clear()
     now[0] += 2.0
-    assert allowance.refusal("t", 600) is None
+    assert allowance.refusal(key, 600) is None

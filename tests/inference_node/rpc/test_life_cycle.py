@@ -100,6 +100,25 @@ async def test_a_draining_node_is_live_not_ready_and_finishes_what_runs(
     assert engine.cancelled == []
 
 
+async def test_who_only_watches_does_not_keep_a_node_from_leaving(engine: ScriptedEngine) -> None:
+    config = ServerConfig(listen="127.0.0.1:0", drain_delay=0, drain_seconds=60)
+    node = NodeServer(engine, config)
+    await node.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{node.port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        gate = threading.Event()
+        engine.script = follows(words=["one ", "two"], gate=gate)
+        call = streaming(channel)
+        await call.read()
+        drain = asyncio.create_task(node.drain())
+        assert (await watch.read()).status == NOT_SERVING
+        gate.set()
+        assert await rest(call) == "one two", "who is served is waited for"
+        await asyncio.wait_for(drain, 10)
+    assert engine.cancelled == []
+
+
 async def test_what_outlasts_the_drain_is_ended(engine: ScriptedEngine) -> None:
     engine.script = hangs
     config = ServerConfig(listen="127.0.0.1:0", drain_delay=0, drain_seconds=0.1)
