@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +20,8 @@ from adapter_store.embedded import EmbeddedStack
 from adapter_store.redis_client import open_redis
 from adapter_store.s3 import S3Store, open_s3
 from adapter_store.settings import Endpoints
+from inference_node.errors import BadConfiguration
+from inference_node.gateway import program
 from tests.named_services import S3_ENDPOINT, named_or, new_bucket
 from tests.triton_mode import INTERPRETED
 
@@ -91,6 +94,15 @@ def store_at(endpoints: Endpoints) -> Callable[..., S3Store]:
         return open_endpoint(replace(endpoints, **changes))
 
     return opened
+
+
+@pytest.fixture(scope="session")
+def envoy() -> Path:
+    """The program, where its wheel is installed."""
+    try:
+        return program.envoy()
+    except BadConfiguration as error:
+        pytest.skip(f"{error}: {error.hint}")
 
 
 def open_endpoint(endpoints: Endpoints) -> S3Store:

@@ -34,7 +34,9 @@ def gateway_config(
     origin: Annotated[
         list[str] | None, typer.Option(help="Web pages of this origin may call; repeatable.")
     ] = None,
-    max_request_seconds: Annotated[int, typer.Option(min=1, help="Longest deadline.")] = 600,
+    max_request_seconds: Annotated[
+        int, typer.Option(min=1, help="As LORAPOOL_MAX_REQUEST_SECONDS of the nodes.")
+    ] = 600,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond loopback in the clear.")
     ] = False,

@@ -117,37 +117,47 @@ def _front(settings: NodeSettings) -> str:
 def _start_nodes(
     stack: EmbeddedStack, settings: NodeSettings, *, count: int, behind_gateway: bool
 ) -> None:
-    from adapter_store.services import free_ports
-
-    drawn = [f"{HOST}:{port}" for port in free_ports(HOST, 2 * count)]
-    listens, admins = drawn[:count], drawn[count:]
     variables = {}
     if not behind_gateway:
-        listens[0], admins[0] = settings.listen, settings.admin_listen
         variables["LORAPOOL_DRAIN_DELAY"] = "0"
     if count > 1 and "OMP_NUM_THREADS" not in os.environ:
         # With more threads than cores they would wait for each other in every step.
         variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
     program = str(Path(sys.executable).parent / "inference-node")
-    for number, (listen, admin) in enumerate(zip(listens, admins, strict=True), start=1):
-        own = {"LORAPOOL_LISTEN": listen}
-        if settings.admin_listen:
-            own["LORAPOOL_ADMIN_LISTEN"] = admin
-        stack.spawn(f"node-{number}", [program, "serve"], env=variables | own, address=listen)
+    for number in range(1, count + 1):
+        first = number == 1 and not behind_gateway
+        listens = {
+            "LORAPOOL_LISTEN": settings.listen,
+            "LORAPOOL_ADMIN_LISTEN": settings.admin_listen,
+            "LORAPOOL_METRICS_LISTEN": settings.metrics_listen,
+        }
+        if not first:
+            # What is set can be one node's alone.
+            listens = {name: _free_address() for name, address in listens.items() if address}
+        stack.spawn(
+            f"node-{number}",
+            [program, "serve"],
+            env=variables | listens,
+            address=listens["LORAPOOL_LISTEN"],
+        )
+
+
+def _free_address() -> str:
+    from adapter_store.services import free_ports
+
+    return f"{HOST}:{free_ports(HOST, 1)[0]}"
 
 
 def _start_gateway(stack: EmbeddedStack, front: str, *, insecure: bool) -> None:
-    from adapter_store.services import free_ports
     from inference_node.gateway.config import GatewayConfig
     from inference_node.gateway.program import command
     from inference_node.gateway.render import render
 
-    admin, metrics = (f"{HOST}:{port}" for port in free_ports(HOST, 2))
     config = GatewayConfig(
         nodes=tuple(stack.addresses.values()),
         listen=front,
-        admin=admin,
-        metrics=metrics,
+        admin=_free_address(),
+        metrics=_free_address(),
         insecure=insecure,
     )
     file = stack.state_dir / "envoy.yaml"

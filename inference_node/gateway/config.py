@@ -89,7 +89,7 @@ class GatewayConfig:
     origins: tuple[str, ...] = ()
     """Web pages of these origins may call, `https://app.example.com`."""
     max_request_seconds: int = 600
-    """Longest deadline granted; also that of calls that bring none."""
+    """Longest deadline that nodes grant, their LORAPOOL_MAX_REQUEST_SECONDS."""
     insecure: bool = False
     """Listen beyond loopback in the clear."""
 

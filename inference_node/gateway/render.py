@@ -18,7 +18,9 @@ from inference_node.gateway.config import (
 from inference_node.gateway.transcoding import descriptors
 
 BUFFER_BYTES = 2 * 2**20
-"""JSON of the largest message that a node takes, 1 MiB, and room for its quotes and names."""
+"""The largest message that a node takes is 1 MiB; its JSON has escapes, quotes and names too."""
+DEADLINE_GRACE = 10
+"""Seconds past the longest deadline after which nobody will answer a call any more."""
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
 _VERSIONS = {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"}
 
@@ -34,7 +36,7 @@ def render(config: GatewayConfig) -> str:
         "caller_tls": _caller_tls(config.tls),
         "node_tls": _node_tls(config.node_tls),
         "origins": [{"exact": origin} for origin in config.origins],
-        "max_duration": f"{config.max_request_seconds}s",
+        "max_duration": f"{config.max_request_seconds + DEADLINE_GRACE}s",
         "buffer_bytes": BUFFER_BYTES,
         "discovery": "STRICT_DNS" if named else "STATIC",
         "endpoints": [{"endpoint": {"address": _socket(a)}} for a in config.node_addresses],

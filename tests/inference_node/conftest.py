@@ -13,8 +13,6 @@ import torch
 from adapter_store.memory import MemoryStore
 from inference_node.cli import main
 from inference_node.config import EngineConfig
-from inference_node.errors import BadConfiguration
-from inference_node.gateway import program
 from inference_node.model.default_base import ensure_default_base
 from tests.inference_node.cli.program import Ran, Run
 from tests.inference_node.harness import Node, start_node
@@ -87,15 +85,6 @@ def start_tiny(tiny_config: EngineConfig) -> Iterator[StartTiny]:
     yield start
     for node in nodes:
         node.close()
-
-
-@pytest.fixture(scope="session")
-def envoy() -> Path:
-    """The program, where its wheel is installed."""
-    try:
-        return program.envoy()
-    except BadConfiguration as error:
-        pytest.skip(f"{error}: {error.hint}")
 
 
 @pytest.fixture
