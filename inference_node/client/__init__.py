@@ -8,6 +8,10 @@
 
 `Operator` and `AsyncOperator` give a node orders: preload, pin, unpin, unload, list, watch.
 
+`Client(["10.0.0.1:50051", "10.0.0.2:50051"])`, a list of every node or of the one DNS name that has
+them all, sends each adapter's requests to the same node, without a proxy.
+`client.catalog` says what is published.
+
 A prompt is text as it is, a conversation, or token ids. What goes wrong is raised as the node's own
 errors (`inference_node.errors`), each with `.reason`, `.hint` and `.retry_after`; NodeUnreachable
 and CallFailed are this side's. A call is tried again up to three times while nodes are unavailable,
@@ -18,6 +22,15 @@ answered by an older generation than it was before, whichever node answers.
 from inference_node.client.access import Access
 from inference_node.client.asynchronous import AsyncClient, AsyncStream
 from inference_node.client.blocking import Client, Stream
+from inference_node.client.catalog import (
+    AsyncCatalog,
+    Catalog,
+    CatalogEntry,
+    PublishedVersion,
+    Resolution,
+    SplitShare,
+    VersionLabel,
+)
 from inference_node.client.failures import CallFailed, NodeUnreachable
 from inference_node.client.messages import Answer, Prompt
 from inference_node.client.operator import AsyncOperator, Operator
@@ -28,6 +41,13 @@ from inference_node.residency import LoadedVersion, PoolUse, Tier, Unloaded, Ver
 from inference_node.text import ChatMessage as Message
 
 __all__ = [
+    "VersionLabel",
+    "SplitShare",
+    "Resolution",
+    "PublishedVersion",
+    "CatalogEntry",
+    "Catalog",
+    "AsyncCatalog",
     "Access",
     "AdapterLoad",
     "Answer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,18 +23,25 @@ class Access:
     cert_file: Path | None = None
     """The caller's own certificate, for nodes that ask for one; with `key_file`."""
     key_file: Path | None = None
+    server_name: str = ""
+    """The name in the nodes' certificates, where it is not in the address."""
     token_file: Path | None = None
     """A bearer token, read again for every call: renew it by replacing the file."""
     token: str = field(default="", repr=False)
     """The bearer token itself, where there is no file."""
 
-    def channel_credentials(self, address: str) -> grpc.ChannelCredentials | None:
+    def channel_credentials(self, *addresses: str) -> grpc.ChannelCredentials | None:
         """None for a plain channel.
 
-        Raises BadConfiguration when a file is missing, or a token would be sent in the clear to
-        another machine.
+        Raises BadConfiguration when a file is missing, when it cannot be told what the certificates
+        of several nodes must name, or when a token would be sent in the clear to another machine.
         """
         if self._encrypted:
+            if len(addresses) > 1 and not self.server_name:
+                raise BadConfiguration(
+                    "it is not said what the certificates of the nodes are for",
+                    hint="set server_name to the name that all of them bear",
+                )
             channel = grpc.ssl_channel_credentials(
                 root_certificates=_bytes(self.ca_file),
                 private_key=_bytes(self.key_file),
@@ -42,7 +50,7 @@ class Access:
         elif not self._has_token:
             return None
         else:
-            channel = _local(address)
+            channel = _local(addresses)
         if not self._has_token:
             return channel
         return grpc.composite_channel_credentials(
@@ -95,22 +103,26 @@ class _Bearer(grpc.AuthMetadataPlugin):
             callback((("authorization", f"Bearer {token}"),), None)
 
 
-def _local(address: str) -> grpc.ChannelCredentials:
+def _local(addresses: Sequence[str]) -> grpc.ChannelCredentials:
     """Plain, and gRPC itself sends nothing to a peer that is not on this machine."""
-    try:
-        local = is_loopback(address)
-    except BadConfiguration:
-        local = False
-    if not local:
-        raise BadConfiguration(
-            f"the token would reach {address} in the clear",
-            hint="use TLS: name the node's certificate authority (--ca, LORAPOOL_CA_FILE), or "
-            "--tls for those of the system",
-        )
+    for address in addresses:
+        if not _is_here(address):
+            raise BadConfiguration(
+                f"the token would reach {address} in the clear",
+                hint="use TLS: name the node's certificate authority (--ca, LORAPOOL_CA_FILE), or "
+                "--tls for those of the system",
+            )
     kind = grpc.LocalConnectionType
     return grpc.local_channel_credentials(
-        kind.UDS if address.startswith("unix:") else kind.LOCAL_TCP
+        kind.UDS if addresses[0].startswith("unix:") else kind.LOCAL_TCP
     )
+
+
+def _is_here(address: str) -> bool:
+    try:
+        return is_loopback(address)
+    except BadConfiguration:
+        return False
 
 
 def _bytes(path: Path | None) -> bytes | None:

@@ -11,12 +11,14 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from inference_node.client.access import NOBODY, Access
+from inference_node.client.catalog import AsyncCatalog
 from inference_node.client.failures import to_error
 from inference_node.client.generations import Generations
 from inference_node.client.link import (
     DEFAULT_ADDRESS,
     GENERATE,
     STREAM_GENERATE,
+    Addresses,
     affinity,
     open_async_channel,
 )
@@ -48,18 +50,24 @@ class AsyncClient:
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: Addresses = DEFAULT_ADDRESS,
         *,
         access: Access = NOBODY,
         monotonic: bool = False,
         tracing: Tracing = OFF,
     ) -> None:
-        """Connects on the first call; belongs to the running loop. Raises BadConfiguration."""
+        """Connects on the first call; belongs to the running loop. Raises BadConfiguration.
+
+        A list of addresses sends each adapter to the node that has it. `tracing` is
+        `inference_node.telemetry.otel.OtelTracing()` where calls are to be traced.
+        """
         self._tracing = tracing
         self._channel = open_async_channel(address, access)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._seen = Generations() if monotonic else None
         self._health = health_pb2_grpc.HealthStub(self._channel)
+        self.catalog = AsyncCatalog(self._channel)
+        """What is published."""
 
     async def generate(
         self,

@@ -11,12 +11,14 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from inference_node.client.access import NOBODY, Access
+from inference_node.client.catalog import Catalog
 from inference_node.client.failures import to_error
 from inference_node.client.generations import Generations
 from inference_node.client.link import (
     DEFAULT_ADDRESS,
     GENERATE,
     STREAM_GENERATE,
+    Addresses,
     affinity,
     open_channel,
 )
@@ -48,7 +50,7 @@ class Client:
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: Addresses = DEFAULT_ADDRESS,
         *,
         access: Access = NOBODY,
         monotonic: bool = False,
@@ -56,13 +58,16 @@ class Client:
     ) -> None:
         """Connects on the first call. Raises BadConfiguration for what `access` cannot be.
 
-        `tracing` is `inference_node.telemetry.otel.OtelTracing()` where calls are to be traced.
+        A list of addresses sends each adapter to the node that has it. `tracing` is
+        `inference_node.telemetry.otel.OtelTracing()` where calls are to be traced.
         """
         self._tracing = tracing
         self._channel = open_channel(address, access)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._seen = Generations() if monotonic else None
         self._health = health_pb2_grpc.HealthStub(self._channel)
+        self.catalog = Catalog(self._channel)
+        """What is published."""
 
     def generate(
         self,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
 from inference_node.addresses import AFFINITY_HEADER
+from inference_node.client import ring
 from inference_node.client.access import Access
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -14,46 +18,69 @@ DEFAULT_ADMIN_ADDRESS = "127.0.0.1:50052"
 GENERATE = "lorapool.v1.InferenceService/Generate"
 STREAM_GENERATE = "lorapool.v1.InferenceService/StreamGenerate"
 
+Addresses = str | Sequence[str]
+"""One node, or what stands before many; or a list: each node, or one DNS name that has them all."""
+
 # Only UNAVAILABLE is tried again: no node was reached, or it stops, or its store is away. The node
 # says when (grpc-retry-pushback-ms), and what has begun to be answered is never repeated.
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [
-                {"service": f"lorapool.v1.{name}Service"}
-                for name in ("Inference", "Catalog", "Adapter")
-            ],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+_RETRIES = [
+    {
+        "name": [
+            {"service": f"lorapool.v1.{name}Service"}
+            for name in ("Inference", "Catalog", "Adapter")
+        ],
+        "retryPolicy": {
+            "maxAttempts": 4,
+            "initialBackoff": "0.1s",
+            "maxBackoff": "1s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"],
+        },
+    }
+]
+_KEEPALIVE: list[tuple[str, str | int]] = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
 
-def open_channel(address: str, access: Access) -> grpc.Channel:
-    """Raises BadConfiguration for what `access` cannot be."""
-    credentials = access.channel_credentials(address)
-    if credentials is None:
-        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a channel is made of."""
+
+    target: str
+    credentials: grpc.ChannelCredentials | None
+    options: list[tuple[str, str | int]]
 
 
-def open_async_channel(address: str, access: Access) -> grpc.aio.Channel:
+def open_channel(address: Addresses, access: Access) -> grpc.Channel:
+    """Raises BadConfiguration for what `address` or `access` cannot be."""
+    link = _link(address, access)
+    if link.credentials is None:
+        return grpc.insecure_channel(link.target, options=link.options)
+    return grpc.secure_channel(link.target, link.credentials, options=link.options)
+
+
+def open_async_channel(address: Addresses, access: Access) -> grpc.aio.Channel:
     """The same for the running loop."""
-    credentials = access.channel_credentials(address)
-    if credentials is None:
-        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+    link = _link(address, access)
+    if link.credentials is None:
+        return grpc.aio.insecure_channel(link.target, options=link.options)
+    return grpc.aio.secure_channel(link.target, link.credentials, options=link.options)
+
+
+def _link(address: Addresses, access: Access) -> Link:
+    config: dict[str, Any] = {"methodConfig": _RETRIES}
+    if isinstance(address, str):
+        addresses, target = [address], address
+    else:
+        addresses, target = list(address), ring.target(address)
+        ring.switch_on()
+        config["loadBalancingConfig"] = ring.POLICY
+    options = [("grpc.service_config", json.dumps(config)), *_KEEPALIVE]
+    if access.server_name:
+        options.append(("grpc.ssl_target_name_override", access.server_name))
+    return Link(target, access.channel_credentials(*addresses), options)
 
 
 def affinity(adapter: str) -> tuple[tuple[str, str], ...]:

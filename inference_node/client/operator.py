@@ -5,14 +5,15 @@ Every call is written once, as what goes and how the answer is read; the two cla
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 import grpc
 
 from inference_node.client.access import NOBODY, Access
+from inference_node.client.calls import Call, send, send_async
 from inference_node.client.failures import to_error
 from inference_node.client.link import (
     DEFAULT_ADMIN_ADDRESS,
@@ -32,16 +33,6 @@ from inference_node.residency import ORDER_SECONDS, LoadedVersion, PoolUse, Unlo
 
 LOOK_SECONDS = 10.0
 PAGE = 200
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Call(Generic[T]):
-    """A method by its name, what goes, and how what comes is read."""
-
-    method: str
-    message: Any
-    read: Callable[[Any], T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,39 +41,39 @@ class _Page:
     next: str
 
 
-def _preload(adapter: str, tenant: str, min_generation: int) -> _Call[LoadedVersion]:
+def _preload(adapter: str, tenant: str, min_generation: int) -> Call[LoadedVersion]:
     message = pb.PreloadAdapterRequest(
         tenant=tenant, adapter=adapter, min_generation=min_generation
     )
-    return _Call("PreloadAdapter", message, lambda answer: to_loaded(answer.loaded))
+    return Call("PreloadAdapter", message, lambda answer: to_loaded(answer.loaded))
 
 
-def _pin(adapter: str, tenant: str) -> _Call[LoadedVersion]:
+def _pin(adapter: str, tenant: str) -> Call[LoadedVersion]:
     message = pb.PinAdapterRequest(tenant=tenant, adapter=adapter)
-    return _Call("PinAdapter", message, lambda answer: to_loaded(answer.loaded))
+    return Call("PinAdapter", message, lambda answer: to_loaded(answer.loaded))
 
 
-def _unpin(adapter: str, tenant: str) -> _Call[LoadedVersion]:
+def _unpin(adapter: str, tenant: str) -> Call[LoadedVersion]:
     message = pb.UnpinAdapterRequest(tenant=tenant, adapter=adapter)
-    return _Call("UnpinAdapter", message, lambda answer: to_loaded(answer.loaded))
+    return Call("UnpinAdapter", message, lambda answer: to_loaded(answer.loaded))
 
 
-def _unload(adapter: str, tenant: str, *, force: bool) -> _Call[Unloaded]:
+def _unload(adapter: str, tenant: str, *, force: bool) -> Call[Unloaded]:
     message = pb.UnloadAdapterRequest(tenant=tenant, adapter=adapter, force=force)
-    return _Call("UnloadAdapter", message, to_unloaded)
+    return Call("UnloadAdapter", message, to_unloaded)
 
 
-def _page(token: str) -> _Call[_Page]:
+def _page(token: str) -> Call[_Page]:
     message = pb.ListLoadedAdaptersRequest(page_size=PAGE, page_token=token)
-    return _Call(
+    return Call(
         "ListLoadedAdapters",
         message,
         lambda answer: _Page(tuple(map(to_loaded, answer.loaded)), answer.next_page_token),
     )
 
 
-def _pool() -> _Call[PoolUse]:
-    return _Call("GetPoolStatus", pb.GetPoolStatusRequest(), lambda answer: to_pool(answer.pool))
+def _pool() -> Call[PoolUse]:
+    return Call("GetPoolStatus", pb.GetPoolStatusRequest(), lambda answer: to_pool(answer.pool))
 
 
 class Operator:
@@ -102,19 +93,19 @@ class Operator:
         timeout: float = ORDER_SECONDS,
     ) -> LoadedVersion:
         """Load what the reference means, ahead of the requests for it."""
-        return self._send(_preload(adapter, tenant, min_generation), timeout)
+        return send(self._stub, _preload(adapter, tenant, min_generation), timeout)
 
     def pin(
         self, adapter: str, *, tenant: str = "", timeout: float = ORDER_SECONDS
     ) -> LoadedVersion:
         """Load it and keep it on the device; a bare name from version to version."""
-        return self._send(_pin(adapter, tenant), timeout)
+        return send(self._stub, _pin(adapter, tenant), timeout)
 
     def unpin(
         self, adapter: str, *, tenant: str = "", timeout: float = LOOK_SECONDS
     ) -> LoadedVersion:
         """End the pin of this very reference."""
-        return self._send(_unpin(adapter, tenant), timeout)
+        return send(self._stub, _unpin(adapter, tenant), timeout)
 
     def unload(
         self,
@@ -125,13 +116,13 @@ class Operator:
         timeout: float = ORDER_SECONDS,
     ) -> Unloaded:
         """Take it off the device once its requests have ended, or end them with `force`."""
-        return self._send(_unload(adapter, tenant, force=force), timeout)
+        return send(self._stub, _unload(adapter, tenant, force=force), timeout)
 
     def loaded(self, *, timeout: float = LOOK_SECONDS) -> Iterator[LoadedVersion]:
         """Every version on the node; each page is given `timeout` seconds."""
         token = ""
         while True:
-            page = self._send(_page(token), timeout)
+            page = send(self._stub, _page(token), timeout)
             yield from page.loaded
             token = page.next
             if not token:
@@ -139,7 +130,7 @@ class Operator:
 
     def pool(self, *, timeout: float = LOOK_SECONDS) -> PoolUse:
         """How the pool and the host tier are used."""
-        return self._send(_pool(), timeout)
+        return send(self._stub, _pool(), timeout)
 
     def watch(self) -> Iterator[PoolChange]:
         """Everything first, then what changes, until the iterator is closed."""
@@ -166,12 +157,6 @@ class Operator:
     ) -> None:
         self.close()
 
-    def _send(self, call: _Call[T], timeout: float) -> T:
-        try:
-            return call.read(getattr(self._stub, call.method)(call.message, timeout=timeout))
-        except grpc.RpcError as error:
-            raise to_error(error) from None
-
 
 class AsyncOperator:
     """The same for asyncio."""
@@ -190,19 +175,19 @@ class AsyncOperator:
         timeout: float = ORDER_SECONDS,
     ) -> LoadedVersion:
         """Load what the reference means, ahead of the requests for it."""
-        return await self._send(_preload(adapter, tenant, min_generation), timeout)
+        return await send_async(self._stub, _preload(adapter, tenant, min_generation), timeout)
 
     async def pin(
         self, adapter: str, *, tenant: str = "", timeout: float = ORDER_SECONDS
     ) -> LoadedVersion:
         """Load it and keep it on the device; a bare name from version to version."""
-        return await self._send(_pin(adapter, tenant), timeout)
+        return await send_async(self._stub, _pin(adapter, tenant), timeout)
 
     async def unpin(
         self, adapter: str, *, tenant: str = "", timeout: float = LOOK_SECONDS
     ) -> LoadedVersion:
         """End the pin of this very reference."""
-        return await self._send(_unpin(adapter, tenant), timeout)
+        return await send_async(self._stub, _unpin(adapter, tenant), timeout)
 
     async def unload(
         self,
@@ -213,13 +198,13 @@ class AsyncOperator:
         timeout: float = ORDER_SECONDS,
     ) -> Unloaded:
         """Take it off the device once its requests have ended, or end them with `force`."""
-        return await self._send(_unload(adapter, tenant, force=force), timeout)
+        return await send_async(self._stub, _unload(adapter, tenant, force=force), timeout)
 
     async def loaded(self, *, timeout: float = LOOK_SECONDS) -> AsyncIterator[LoadedVersion]:
         """Every version on the node; each page is given `timeout` seconds."""
         token = ""
         while True:
-            page = await self._send(_page(token), timeout)
+            page = await send_async(self._stub, _page(token), timeout)
             for version in page.loaded:
                 yield version
             token = page.next
@@ -228,7 +213,7 @@ class AsyncOperator:
 
     async def pool(self, *, timeout: float = LOOK_SECONDS) -> PoolUse:
         """How the pool and the host tier are used."""
-        return await self._send(_pool(), timeout)
+        return await send_async(self._stub, _pool(), timeout)
 
     async def watch(self) -> AsyncIterator[PoolChange]:
         """Everything first, then what changes, until the iterator is closed."""
@@ -254,9 +239,3 @@ class AsyncOperator:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
-
-    async def _send(self, call: _Call[T], timeout: float) -> T:
-        try:
-            return call.read(await getattr(self._stub, call.method)(call.message, timeout=timeout))
-        except grpc.aio.AioRpcError as error:
-            raise to_error(error) from None

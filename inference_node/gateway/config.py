@@ -2,47 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from inference_node.addresses import is_loopback
+from inference_node.addresses import Address, is_loopback, parse_address
 from inference_node.errors import BadConfiguration
-
-_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,62})(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,62}))*\.?")
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where something listens."""
-
-    host: str
-    port: int
-
-    @property
-    def is_name(self) -> bool:
-        """Whether it takes DNS to know where that is."""
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            return True
-        return False
-
-
-def parse_address(text: str, what: str) -> Address:
-    """`host:port` or `[ipv6]:port`. Raises BadConfiguration that says `what` is wrong."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
-    address = Address(host, number)
-    if not colon or not 0 < number < 65536 or (address.is_name and not _NAME.fullmatch(host)):
-        raise BadConfiguration(
-            f"{what} {text!r} is not host:port",
-            hint="an IP address or a DNS name, and a port from 1 to 65535",
-        )
-    return address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

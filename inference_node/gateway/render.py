@@ -8,13 +8,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from inference_node.gateway.config import (
-    Address,
-    CallerTls,
-    GatewayConfig,
-    NodeTls,
-    parse_address,
-)
+from inference_node.addresses import Address, parse_address
+from inference_node.gateway.config import CallerTls, GatewayConfig, NodeTls
 from inference_node.gateway.transcoding import descriptors
 
 BUFFER_BYTES = 2 * 2**20

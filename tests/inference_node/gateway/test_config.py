@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from deploy.envoy.generate import HERE, PLACES
+from inference_node.addresses import parse_address
 from inference_node.errors import BadConfiguration
-from inference_node.gateway.config import CallerTls, GatewayConfig, NodeTls, parse_address
+from inference_node.gateway.config import CallerTls, GatewayConfig, NodeTls
 from inference_node.gateway.program import check
 from inference_node.gateway.render import render
 from tests.inference_node.cli.program import Run
