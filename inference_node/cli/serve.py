@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from inference_node.rpc.limits import ServerConfig
     from inference_node.tracing import Tracing
 
+PLAYGROUND = "127.0.0.1:8090"
+
 
 def serve(
     listen: Annotated[str | None, typer.Option(help="host:port; LORAPOOL_LISTEN.")] = None,
@@ -40,6 +42,9 @@ def serve(
     log_format: Annotated[
         str | None, typer.Option(help="text or json; LORAPOOL_LOG_FORMAT.")
     ] = None,
+    playground: Annotated[
+        bool, typer.Option("--playground", help=f"A page to try it, http://{PLAYGROUND}/.")
+    ] = False,
     insecure: Annotated[
         bool | None,
         typer.Option(
@@ -69,6 +74,7 @@ def serve(
         "listen": listen,
         "metrics_listen": metrics_listen,
         "log_format": log_format,
+        "playground_listen": PLAYGROUND if playground else None,
         "insecure": insecure,
         "base_model": base_model,
         "device": device,
@@ -108,10 +114,12 @@ def run(configuration: Configuration) -> None:
     settings = configuration.node
     server_config = settings.server_config()
     settings.metrics_address()
+    settings.playground_address()
     store_settings = load_store_settings(given=configuration.store)
     store = store_settings.open_store()
     verifier = store_settings.open_verifier(logging.getLogger("inference_node.store").warning)
 
+    from inference_node.cli.page import open_playground
     from inference_node.cli.telling import open_audit, open_traces, telling, words
     from inference_node.engine.build import build_engine
     from inference_node.rpc.quotas import quota_table
@@ -135,6 +143,7 @@ def run(configuration: Configuration) -> None:
         told = stack.enter_context(
             telling(settings, engine, refused=refused, audit=audit, traced=traced)
         )
+        stack.enter_context(open_playground(settings, tell))
         engine.start()
         _serve(
             engine,

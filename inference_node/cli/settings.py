@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapter_store.settings import StoreSettings
-from inference_node.addresses import is_loopback
+from inference_node.addresses import is_loopback, parse_address
 from inference_node.config import EngineConfig
 from inference_node.errors import BadConfiguration
 from inference_node.rpc.auth import AuthConfig
@@ -60,6 +60,8 @@ class NodeSettings(BaseSettings):
     """Let scrapes come from beyond loopback: they tell names of tenants and adapters to anybody."""
     metrics_adapters: int = Field(default=50, ge=0)
     """Adapters that have series of their own; the others share one."""
+    playground_listen: str = ""
+    """host:port of the page for a browser on this machine; nowhere when empty."""
     insecure: bool = _SERVER.insecure
     """Listen beyond loopback although calls are not both encrypted and authenticated."""
     tls_cert_file: Path | None = None
@@ -192,6 +194,29 @@ class NodeSettings(BaseSettings):
                 "are neither encrypted nor authenticated",
                 hint="listen on 127.0.0.1, or set LORAPOOL_METRICS_INSECURE=1 where the network "
                 "lets only Prometheus in",
+            )
+        return listen
+
+    def playground_address(self) -> str:
+        """Where the page is; empty for nowhere. Raises BadConfiguration."""
+        listen = self.playground_listen
+        if not listen:
+            return ""
+        parse_address(listen, f"{PREFIX}PLAYGROUND_LISTEN")
+        if not is_loopback(listen):
+            raise BadConfiguration(
+                f"{PREFIX}PLAYGROUND_LISTEN={listen!r} is reachable from other machines, and the "
+                "page asks nobody who he is",
+                hint="listen on 127.0.0.1 and forward a port to it: ssh -L",
+            )
+        if self._tls() is not None or self._auth() is not None:
+            raise BadConfiguration(
+                f"{PREFIX}PLAYGROUND_LISTEN is set, and the page has no credentials for this node",
+                hint="unset it, or run a node without TLS, tokens and identities beside it",
+            )
+        if parse_address(self.listen, f"{PREFIX}LISTEN").is_name:
+            raise BadConfiguration(
+                f"{PREFIX}PLAYGROUND_LISTEN needs an IP address in {PREFIX}LISTEN"
             )
         return listen
 
