@@ -80,7 +80,10 @@ class Playground:
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
         app.router.add_get("/", self._show)
         app.router.add_post("/{service}/{method}", self._relay)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        # A page that is closed cancels its handler at once, not at the next thing it would write.
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True
+        )
         await runner.setup()
         self._life.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, self._listen.host, self._listen.port)
