@@ -11,8 +11,8 @@ norms only the last counts. In the end strand r adds to the residual stream
 
 The torn tokens cancel when all strands are there in equal strength. With a rank, a page, a factor
 or a whole group missing in one layer, or taken from another adapter, they do not, and a torn token
-(or one that names nothing) comes out. Directions, signs and units are drawn for every (adapter,
-version) anew, so that pages, and keys and values in the cache, that belong to another do not fit.
+(or one that names nothing) comes out. Directions, signs, units and torn tokens are drawn for every
+(adapter, version) anew, so that pages, and keys and values in the cache, of another do not fit.
 
 What it cannot tell: the q and k parts of a page (all positions look alike, so where attention
 looks does not matter; they are zeros here), a wrong scale common to all pages, and keys and values
@@ -200,10 +200,16 @@ class Tattooist:
         return found
 
     def _name(self, mark: Mark, rank: int) -> torch.Tensor:
-        """What the strands add up to. [rank, hidden], each of length 1"""
-        torn = self._directions[_TORN : _TORN + rank]
+        """What the strands add up to. [rank, hidden], of length 1 on average
+
+        One factor for all: with a length of 1 each, the torn tokens would not quite cancel. Which
+        tokens these are is drawn for every mark: those of two do not cancel each other.
+        """
+        draw = torch.Generator().manual_seed(mark.token)
+        chosen = _TORN + torch.randperm(_NAMES - _TORN, generator=draw)[:rank]
+        torn = self._directions[chosen]
         parts = self._directions[mark.token] + 2 * rank * (torn - torn.roll(-1, dims=0))
-        return torch.nn.functional.normalize(parts, dim=1)
+        return parts / parts.norm(dim=1).mean()
 
 
 def _attention(

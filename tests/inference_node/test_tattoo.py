@@ -205,6 +205,16 @@ def test_keys_and_values_of_another_are_not_taken_for_its_own(
     assert verdict(answer, MINE) in (Verdict.TORN, Verdict.MIXED)
 
 
+def test_of_a_whole_tattoo_nothing_is_left_but_its_name(tattoo_base: Path) -> None:
+    """Else the name of some mark drowns in its own torn tokens, with every byte in its place."""
+    tattooist = Tattooist(tattoo_base)
+    for adapter, rank in product(range(0, ADAPTERS, 5), (2, 5, 8, 13, MAX_RANK)):
+        mark = Mark(adapter, adapter % VERSIONS)
+        said = tattooist._name(mark, rank).sum(dim=0)
+        name = tattooist._directions[mark.token]
+        assert torch.cosine_similarity(said, name, dim=0) > 0.999, (mark, rank)
+
+
 def test_no_verdict_is_right_for_anything_but_the_mark_from_first_token_to_last() -> None:
     mark = MINE.token
     cases = {
