@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -13,8 +14,8 @@ import pytest
 from adapter_store.cli import main as adapter_store
 from inference_node.cli import effective
 from inference_node.cli import main as inference_node
-from inference_node.cli.serve import _log
 from inference_node.rpc.auth import AuthConfig
+from inference_node.telemetry.lines import logging_to
 from tests.inference_node.rpc.authority import Authority
 from tests.inference_node.rpc.issuer import Issuer
 from tests.inference_node.rpc.running_node import CONFIG, running_node
@@ -69,9 +70,9 @@ def test_only_our_own_loggers_are_as_talkative_as_they_are_told_to_be(
     monkeypatch.setattr(logging, "root", logging.RootLogger(logging.NOTSET))
     for name in OURS:
         monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
-    _log("DEBUG")
-    assert logging.root.level == logging.WARNING
-    assert {logging.getLogger(name).level for name in OURS} == {logging.DEBUG}
+    with logging_to(io.StringIO(), level="DEBUG", format="text"):
+        assert logging.root.level == logging.WARNING
+        assert {logging.getLogger(name).level for name in OURS} == {logging.DEBUG}
 
 
 def test_settings_are_printed_without_secrets(say: Say, tmp_path: Path) -> None:
