@@ -43,7 +43,7 @@ ROWS = (
     Entry("T7", "killed_store", "kill -9 of the store in a stream of publishes", 2.0, short=0.04),
     Entry("T8", "redis_conditions", "Redis in six troubles", 3.0, short=0.04),
     Entry("T9", "propagation", "propagation to three nodes", 3.0, short=0.04, alone=True),
-    Entry("T10", "node_states", "whatever happens to a node", 8.0, short=0.0),
+    Entry("T10", "node_states", "whatever happens to a node", 10.0, short=0.0),
     Entry(
         "T11",
         "tattoo_soak",
