@@ -43,6 +43,7 @@ class Desk:
             prepare=lambda target: None,
             settled=lambda key: None,
             fill=lambda staged, host: self.staged.append(staged),
+            on_host=lambda key: None,
         )
         watcher = SimpleNamespace(
             watch=list, note_checked=lambda *name: None, checked_at=lambda *name: None
