@@ -63,17 +63,24 @@ class AuditFile:
 
     def follow(self) -> None:
         """Open the path anew if it is another file by now. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            now, ours = self._path.stat(), os.fstat(self._file)
-            if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino):
-                return
-        self.close()
-        self._open()
+        if not self._is_there():
+            self.close()
+            self._open()
 
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _is_there(self) -> bool:
+        """Whether the path is still the file that is open, if any is."""
+        if self._file < 0:
+            return False
+        try:
+            now, ours = self._path.stat(), os.fstat(self._file)
+        except FileNotFoundError:
+            return False
+        return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
 
     def _open(self) -> None:
         self._file = os.open(

@@ -72,6 +72,22 @@ def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     assert [line["request_id"] for line in lines(tmp_path / "audit.1")] == ["old"]
 
 
+def test_a_file_that_could_not_be_made_anew_is_taken_once_it_can_be(tmp_path: Path) -> None:
+    """As after a rotation that leaves a file that is not the node's, until somebody mends that."""
+    path = tmp_path / "audit.jsonl"
+    file = AuditFile(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        file.follow()
+    path.rmdir()
+    path.touch()
+    file.follow()
+    file.write(b"whole\n")
+    file.close()
+    assert path.read_text() == "whole\n"
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
 def test_a_full_disk_loses_lines_that_are_counted_logged_once_and_told_when_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
