@@ -75,7 +75,7 @@ class Book:
         self._of: dict[AdapterKey, OrderedDict[VersionLabels, _Figures]] = {}
         self._others = _Figures()
         self._shortlist: Shortlist[AdapterKey] = Shortlist(
-            adapters, clock=clock, on_dropped=self._of.__delitem__
+            adapters, clock=clock, on_dropped=self._drop
         )
 
     def ended(self, ended: Ended) -> None:
@@ -103,6 +103,10 @@ class Book:
                 for labels, figures in versions.items():
                     figures.write(page, labels)
             self._others.write(page, (series.OTHER,) * 4)
+
+    def _drop(self, key: AdapterKey) -> None:
+        # One that was given its place and was not used since has no figures.
+        self._of.pop(key, None)
 
     def _figures(self, served: Served) -> _Figures:
         key = (served.tenant, served.adapter)
