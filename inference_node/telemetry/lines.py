@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -53,17 +53,21 @@ class _Hopper(logging.handlers.QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
             self.queue.put_nowait(record)
-            with self._counting:
-                lost, self._lost = self._lost, 0
-            if lost:
-                self.queue.put_nowait(_dropped(lost))
         except queue.Full:
             with self._counting:
                 self._lost += 1
+        else:
+            self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        """As soon as there is room for one line more."""
+        with self._counting, contextlib.suppress(queue.Full):
+            if self._lost:
+                self.queue.put_nowait(_dropped(self._lost))
+                self._lost = 0
 
 
 def _dropped(number: int) -> logging.LogRecord:
-    """Said once there is room again; should this line find none, it is one more that was lost."""
     return logging.makeLogRecord(
         {
             "name": __name__,
@@ -74,7 +78,7 @@ def _dropped(number: int) -> logging.LogRecord:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def logging_to(stream: TextIO, *, level: str, format: Format) -> Iterator[None]:
     """Log to `stream` while the body runs; no thread waits for whoever reads it.
 

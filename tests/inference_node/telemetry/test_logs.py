@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import threading
+from logging.handlers import QueueHandler
 from typing import Any
 
 from inference_node.ended import Outcome, outcome_of
@@ -135,4 +136,21 @@ def test_nobody_waits_for_a_log_that_is_not_read_and_the_gap_is_told() -> None:
         ours.info("after")
     told = [document["message"] for document in documents(stream)]
     assert told[:2] == ["first", "line 0"]
+    assert told[-2:] == ["after", "5 lines were dropped: nobody read the log"]
+
+
+def test_what_was_dropped_is_still_told_when_the_line_that_says_so_found_no_room() -> None:
+    stream = Stuck()
+    with logging_to(stream, level="INFO", format="json"):
+        (hopper,) = (h for h in logging.getLogger().handlers if isinstance(h, QueueHandler))
+        ours.info("first")
+        assert stream.writing.wait(10)
+        for number in range(WAITING + 5):
+            ours.info("line %d", number)
+        hopper.queue.get_nowait()
+        ours.info("room for this one alone")
+        stream.go_on.set()
+        wait_until(lambda: stream.getvalue().count("\n") >= WAITING, within_s=30)
+        ours.info("after")
+    told = [document["message"] for document in documents(stream)]
     assert told[-2:] == ["after", "5 lines were dropped: nobody read the log"]
