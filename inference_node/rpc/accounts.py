@@ -21,6 +21,7 @@ from inference_node.tracing import OFF, Tracing
 
 Context = grpc.aio.ServicerContext[Any, Any]
 OURS = "lorapool."
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _log = logging.getLogger(__name__)
 
 
@@ -191,8 +192,7 @@ def _code(context: Context, default: grpc.StatusCode) -> grpc.StatusCode:
     found = context.code()
     if isinstance(found, grpc.StatusCode):
         return found
-    numbered = {code.value[0]: code for code in grpc.StatusCode}
-    return numbered.get(found, default) if found else default
+    return _CODES.get(found, default) if found else default
 
 
 def _reason(error: BaseException | None) -> str:
