@@ -4,8 +4,8 @@ work. Off unless somebody brings `inference_node.telemetry.otel`; then `OFF` is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 Trace = object
@@ -75,9 +75,10 @@ class Off:
     def calling(self, method: str) -> Calling:
         return self._nothing
 
-    @contextmanager
-    def serving(self, method: str, headers: Iterable[tuple[str, str | bytes]]) -> Iterator[Serving]:
-        yield self._nothing
+    def serving(
+        self, method: str, headers: Iterable[tuple[str, str | bytes]]
+    ) -> AbstractContextManager[Serving]:
+        return nullcontext(self._nothing)
 
     def current(self) -> Trace | None:
         return None
