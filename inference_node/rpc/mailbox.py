@@ -98,8 +98,9 @@ class Mailbox:
 
     def _take(self) -> list[Event]:
         with self._lock:
-            found = [event for event in (self._started, self._echo) if event is not None]
-            events: list[Event] = [*found]
+            events: list[Event] = [
+                event for event in (self._started, self._echo) if event is not None
+            ]
             self._started = self._echo = None
             if self._deltas:
                 events.append(joined(self._deltas))
