@@ -48,13 +48,16 @@ def parse_address(text: str, what: str) -> Address:
     return address
 
 
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches `address`. Raises BadConfiguration when it is none."""
+def is_loopback(address: str, what: str = "address") -> bool:
+    """Whether only this machine reaches `address`.
+
+    Raises BadConfiguration that says `what` is wrong when it is none.
+    """
     if address.startswith("unix:"):
         return True
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise BadConfiguration(f"address {address!r} is not host:port")
+        raise BadConfiguration(f"{what} {address!r} is not host:port")
     if host == "localhost":
         return True
     try:

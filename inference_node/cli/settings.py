@@ -186,11 +186,12 @@ class NodeSettings(BaseSettings):
         listen = self.metrics_listen
         if not listen:
             return ""
+        name = f"{PREFIX}METRICS_LISTEN"
         if listen.startswith("unix:"):
-            raise BadConfiguration(f"{PREFIX}METRICS_LISTEN={listen!r} is not host:port")
-        if not (is_loopback(listen) or self.metrics_insecure or self.insecure):
+            raise BadConfiguration(f"{name} {listen!r} is not host:port")
+        if not (is_loopback(listen, name) or self.metrics_insecure or self.insecure):
             raise BadConfiguration(
-                f"{PREFIX}METRICS_LISTEN={listen!r} is reachable from other machines, and scrapes "
+                f"{name}={listen!r} is reachable from other machines, and scrapes "
                 "are neither encrypted nor authenticated",
                 hint="listen on 127.0.0.1, or set LORAPOOL_METRICS_INSECURE=1 where the network "
                 "lets only Prometheus in",

@@ -66,13 +66,14 @@ class ServerConfig:
             if there is None
         ]
         if missing and not self.insecure:
-            for listen in filter(None, (self.listen, self.admin_listen)):
-                _check_loopback(listen, missing)
+            _check_loopback(self.listen, "LORAPOOL_LISTEN", missing)
+            if self.admin_listen:
+                _check_loopback(self.admin_listen, "LORAPOOL_ADMIN_LISTEN", missing)
 
 
-def _check_loopback(listen: str, missing: list[str]) -> None:
+def _check_loopback(listen: str, variable: str, missing: list[str]) -> None:
     """Raises BadConfiguration for an address that others reach."""
-    if not is_loopback(listen):
+    if not is_loopback(listen, variable):
         raise BadConfiguration(
             f"listen address {listen!r} is reachable from other machines, and calls are "
             f"not {' and not '.join(missing)}",

@@ -26,9 +26,14 @@ def test_an_address_others_reach_is_refused_unless_asked_for(address: str) -> No
 
 
 @pytest.mark.parametrize("address", ["", "50051", "127.0.0.1", ":1", "127.0.0.1:x", "h:70000"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_what_is_no_address_is_refused_by_the_name_of_its_variable(address: str) -> None:
     with pytest.raises(BadConfiguration):
         is_loopback(address)
+    with pytest.raises(BadConfiguration, match="LORAPOOL_LISTEN"):
+        ServerConfig(listen=address)
+    if address:
+        with pytest.raises(BadConfiguration, match="LORAPOOL_ADMIN_LISTEN"):
+            ServerConfig(admin_listen=address)
 
 
 def test_limits_that_make_no_sense_are_refused() -> None:

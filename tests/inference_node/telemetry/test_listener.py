@@ -61,9 +61,11 @@ def test_an_address_that_is_taken_is_refused_by_the_name_of_its_variable(
 
 
 @pytest.mark.parametrize("listen", ["unix:/x", "9464", "127.0.0.1:http", ":1"])
-def test_what_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch, listen: str) -> None:
+def test_what_is_no_address_is_refused_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, listen: str
+) -> None:
     monkeypatch.setenv("LORAPOOL_METRICS_LISTEN", listen)
-    with pytest.raises(BadConfiguration):
+    with pytest.raises(BadConfiguration, match="LORAPOOL_METRICS_LISTEN"):
         load_settings().metrics_address()
 
 
