@@ -18,6 +18,7 @@ from adapter_store.notify import STREAM, head_key
 from adapter_store.redis_client import open_redis
 
 _PROBE_MS = 1000
+_HEARING = frozenset({"XREAD", "XRANGE", "XREVRANGE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class RedisAnswer:
     error: str
     refused: tuple[str, ...]
     """Commands that this user may not run on our keys."""
+
+    @property
+    def hears(self) -> bool:
+        """Whether it may listen to hints, as a node does that only reads."""
+        return not self.error and _HEARING.isdisjoint(self.refused)
 
 
 def check_redis(url: str) -> RedisAnswer:

@@ -28,7 +28,6 @@ SKEW_WARN_S = 5.0
 SKEW_FAIL_S = 300.0
 """Signatures of requests are refused from 15 minutes on; there is little room left."""
 FREE_WARN_BYTES = 1024**3
-MAY_ONLY_READ = "this identity may read and not write"
 
 
 class Status(StrEnum):
@@ -49,6 +48,8 @@ class Finding:
     hint: str = ""
     code: int = 0
     """The exit code of its class; 0 unless it failed."""
+    on_node: str = ""
+    """The hint on a node, which serves all the same; empty where it needs this too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,10 @@ def examine(given: Mapping[str, object] | None = None) -> Iterator[Setting | Fin
     reached = _store(settings, store)
     yield reached
     if reached.status is Status.OK:
-        yield _writes(store)
-        yield _clock(store, time.time)
+        writes = _writes(store)
+        yield writes
+        if writes.status is Status.OK:
+            yield _clock(store, time.time)
         yield _bases(store)
     yield _redis(settings)
     yield _cache(settings)
@@ -175,9 +178,10 @@ def _writes(store: ObjectStore) -> Finding:
         return Finding(
             "writes",
             Status.FAIL,
-            f"{MAY_ONLY_READ}: {error}",
+            f"this identity may read and not write: {error}",
             "enough for a node; a publisher needs PutObject and DeleteObject on v1/*",
             UNAVAILABLE,
+            on_node="a node may; register its base with `adapter-store base add`",
         )
     except StoreError as error:
         return _failure("writes", error)
@@ -247,7 +251,14 @@ def _redis(settings: StoreSettings) -> Finding:
     if answer.refused:
         refused = ", ".join(answer.refused)
         hint = f"allow this user {refused} on keys lorapool:*"
-        return Finding("redis", Status.FAIL, f"refuses {refused}", hint, UNAVAILABLE)
+        return Finding(
+            "redis",
+            Status.FAIL,
+            f"refuses {refused}",
+            hint,
+            UNAVAILABLE,
+            on_node="only publishers need these; the README has a node's" if answer.hears else "",
+        )
     return Finding("redis", Status.OK, "answers and allows what locks and hints need")
 
 

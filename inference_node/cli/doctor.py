@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter_store.cli.doctor import MAY_ONLY_READ, Finding, Setting, Status
+from adapter_store.cli.doctor import Finding, Setting, Status
 from adapter_store.errors import StoreError
 from inference_node.cli.console import UNREACHABLE, USAGE, exit_code, out, say
 from inference_node.errors import BadConfiguration, NodeError
@@ -215,9 +215,8 @@ def _store(configuration: Configuration) -> Iterator[Finding]:
         for found in examine_store(configuration.store):
             if isinstance(found, Setting):
                 continue
-            if found.check == "writes" and found.message.startswith(MAY_ONLY_READ):
-                hint = "a node may; register its base with `adapter-store base add`"
-                found = replace(found, status=Status.WARN, hint=hint, code=0)
+            if found.on_node:
+                found = replace(found, status=Status.WARN, hint=found.on_node, code=0)
             yield found
     except StoreError as error:
         yield _failure("store", error)

@@ -12,6 +12,8 @@ import typer
 from redis import Redis
 
 from adapter_store.cli.doctor import Finding, Status
+from adapter_store.errors import StoreRefused
+from adapter_store.s3 import S3Store
 from adapter_store.settings import Endpoints
 from inference_node.cli.doctor import doctor, examine
 from inference_node.rpc.tls import read_identity
@@ -78,6 +80,30 @@ def test_redis_is_asked_as_the_user_that_is_set_beside_its_url(
     monkeypatch.setenv("LORAPOOL_REDIS_PASSWORD", "pw")
     assert findings()["redis"].status is Status.OK
     redis_client.acl_deluser("node-doctor")
+
+
+@pytest.mark.services
+def test_whoever_may_only_read_is_warned_for_a_node_serves_so(
+    endpoints: Endpoints, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*anything: object, **more: object) -> None:
+        raise StoreRefused("AccessDenied")
+
+    monkeypatch.setattr(S3Store, "put_new", refused)
+    rights = {"keys": ["lorapool:*"], "passwords": ["+pw"], "enabled": True}
+    redis_client.acl_setuser("node-reader", commands=["+@read", "+@connection"], **rights)
+    for name, value in endpoints.environment().items():
+        monkeypatch.setenv(name, value)
+    host = endpoints.redis_url.rpartition("@")[2].removeprefix("redis://")
+    monkeypatch.setenv("LORAPOOL_REDIS_URL", f"redis://node-reader:pw@{host}")
+    found = findings()
+    for check in ("writes", "redis"):
+        assert (found[check].status, found[check].code) == (Status.WARN, 0), found[check]
+    assert "SET" in found["redis"].message
+    assert all(one.status is not Status.FAIL for one in found.values())
+    redis_client.acl_setuser("node-reader", enabled=True, commands=["-xread"])
+    assert failed(findings()["redis"], 6, "XREAD"), "the control: no hint would reach it"
+    redis_client.acl_deluser("node-reader")
 
 
 def test_without_a_store_the_code_says_that_nothing_answers(
