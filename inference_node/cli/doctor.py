@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import socket
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,7 @@ def doctor(
     config: Annotated[Path | None, typer.Option(help="Settings as TOML; LORAPOOL_CONFIG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """Check settings, certificates, keys, ports, base model, compiler, store and Redis.
+    """Check settings, certificates, keys, ports, audit, base model, compiler, store and Redis.
 
     A line that says `warn` leaves serving possible. The exit code is that of the first failure:
     2 a bad setting or file, 6 what does not answer or is not there.
@@ -58,8 +59,15 @@ def examine(config: Path | None, *, clock: Callable[[], float] = time.time) -> I
 
     try:
         configuration = load_configuration({}, config)
-        server = configuration.node.server_config()
-        configuration.node.engine_config("-")
+        settings = configuration.node
+        server = settings.server_config()
+        settings.engine_config("-")
+        ports = {
+            "LORAPOOL_LISTEN": server.listen,
+            "LORAPOOL_ADMIN_LISTEN": server.admin_listen,
+            "LORAPOOL_METRICS_LISTEN": settings.metrics_address(),
+            "LORAPOOL_PLAYGROUND_LISTEN": settings.playground_address(),
+        }
     except NodeError as error:
         yield _failure("settings", error)
         return
@@ -68,12 +76,14 @@ def examine(config: Path | None, *, clock: Callable[[], float] = time.time) -> I
         [Finding("tls", Status.OK, "none")] if server.tls is None else _tls(server.tls, now=clock())
     )
     yield from _callers(server)
-    yield from _ports(server)
-    yield _base_model(configuration.node)
-    torch = _torch(configuration.node)
+    yield from _ports(ports)
+    if settings.audit_file is not None:
+        yield _audit(settings.audit_file)
+    yield _base_model(settings)
+    torch = _torch(settings)
     yield torch
     if torch.status is Status.OK:
-        yield _compiler(configuration.node)
+        yield _compiler(settings)
     yield from _store(configuration)
 
 
@@ -135,8 +145,8 @@ def _tls(files: TlsFiles, *, now: float) -> Iterator[Finding]:
         yield Finding("tls key", Status.WARN, f"{files.key} may be read by others", hint)
 
 
-def _ports(server: ServerConfig) -> Iterator[Finding]:
-    named = {"LORAPOOL_LISTEN": server.listen, "LORAPOOL_ADMIN_LISTEN": server.admin_listen}
+def _ports(named: Mapping[str, str]) -> Iterator[Finding]:
+    """Of addresses by their variables; an empty one is not listened on."""
     for variable, address in named.items():
         if not address or address.startswith("unix:"):
             continue
@@ -152,6 +162,20 @@ def _ports(server: ServerConfig) -> Iterator[Finding]:
             problem = "is in use" if busy else f"cannot be had: {error.strerror}"
             hint = f"stop what listens there, or set {variable}"
             yield Finding("port", Status.FAIL, f"{address} {problem}", hint, UNREACHABLE)
+
+
+def _audit(path: Path) -> Finding:
+    """Whether it can be written, without making it: the node may be another user."""
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        hint = "make its folder and let the node write there, or set LORAPOOL_AUDIT_FILE"
+        message = f"{path} cannot be written: {error.strerror}"
+        return Finding("audit", Status.FAIL, message, hint, USAGE)
+    return Finding("audit", Status.OK, f"{path} can be written")
 
 
 def _base_model(settings: NodeSettings) -> Finding:

@@ -161,12 +161,43 @@ def test_files_that_say_nothing_usable_are_named(
     assert failed(findings()["tokens"], 2, "jwks.json")
 
 
-def test_a_port_in_use_and_a_base_that_is_not_there_are_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("name", ["LISTEN", "ADMIN_LISTEN", "METRICS_LISTEN", "PLAYGROUND_LISTEN"])
+def test_a_port_in_use_is_named_whoever_is_to_listen_there(
+    monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setenv("LORAPOOL_LISTEN", f"127.0.0.1:{taken.getsockname()[1]}")
-        assert failed(findings()["port"], 6, "is in use")
+        monkeypatch.setenv("LORAPOOL_LISTEN", "127.0.0.1:1")
+        monkeypatch.setenv(f"LORAPOOL_{name}", f"127.0.0.1:{taken.getsockname()[1]}")
+        in_use = [one for one in examine(None) if "is in use" in one.message]
+    assert [(one.check, one.status, one.code) for one in in_use] == [("port", Status.FAIL, 6)]
+    assert f"LORAPOOL_{name}" in in_use[0].hint
+
+
+@pytest.mark.parametrize("name", ["METRICS_LISTEN", "PLAYGROUND_LISTEN"])
+def test_an_address_that_a_node_would_refuse_is_refused_here_too(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"LORAPOOL_{name}", "0.0.0.0:9464")
+    assert failed(findings()["settings"], 2, f"LORAPOOL_{name}")
+
+
+def test_an_audit_file_that_cannot_be_written_is_named_and_none_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "audit" not in findings()
+    file = tmp_path / "audit.jsonl"
+    monkeypatch.setenv("LORAPOOL_AUDIT_FILE", str(file))
+    assert findings()["audit"].status is Status.OK
+    assert not file.exists()
+    file.write_text("{}\n")
+    assert findings()["audit"].status is Status.OK
+    assert file.read_text() == "{}\n"
+    for nowhere in (tmp_path, tmp_path / "no folder" / "audit.jsonl"):
+        monkeypatch.setenv("LORAPOOL_AUDIT_FILE", str(nowhere))
+        assert failed(findings()["audit"], 2, str(nowhere))
+
+
+def test_a_base_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LORAPOOL_BASE_MODEL", str(tmp_path / "nowhere"))
     assert failed(findings()["base model"], 2, "nowhere")
     monkeypatch.setenv("LORAPOOL_BASE_MODEL", str(tmp_path))
