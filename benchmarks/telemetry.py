@@ -123,7 +123,13 @@ def _scrape() -> float:
         host.put(_entry(next(numbers)), cast(Any, SimpleNamespace(bytes=1, pages=(1,))))
     arrivals = SimpleNamespace(coming=dict, is_swap=lambda arrival: False)
     census = Census(
-        slots, cast(Any, arrivals), host, names, groups=[GroupSize("q_proj", 1024)], clock=clock
+        slots,
+        cast(Any, arrivals),
+        host,
+        names,
+        cast(Any, SimpleNamespace(refused=tuple)),
+        groups=[GroupSize("q_proj", 1024)],
+        clock=clock,
     )
     times = []
     for _ in range(REPEATS):
