@@ -3,7 +3,8 @@
 The read rule: from generation N, which this reader knows, the next record is at N+1 or N is
 current. One GET answers, no listing. A reader that knows nothing lists the log, newest first,
 and starts there. What a reader knows only rises, and each step up is checked against the hash of
-the record below it. With a verifier only what a trusted key signed counts (log.py).
+the record below it, until it forgets an adapter for others that were asked for later. With a
+verifier only what a trusted key signed counts (log.py).
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ from adapter_store.fetch import FETCH_THREADS, Fetcher
 from adapter_store.layout import AdapterRef
 from adapter_store.log import Known, Log, Seen, check_plan
 from adapter_store.objects import ObjectStore
-from adapter_store.record import (
-    Record,
-    RecordKind,
-    VersionRef,
-)
+from adapter_store.record import Record, RecordKind, VersionRef
 from adapter_store.signing import Verifier
 
 _REMEMBERED_RECORDS = 1024
+REMEMBERED_ADAPTERS = 16_384
+"""More than a node serves or watches at once: what it forgets is found anew, as from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +63,11 @@ class Reader:
         on_refused: Callable[[Untrusted], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         parallel: int = FETCH_THREADS,
+        remembered: int = REMEMBERED_ADAPTERS,
     ) -> None:
         """`fetch` asks for `parallel` chunks at once; 1 needs no thread but the caller's.
+
+        The newest records of `remembered` adapters are known, those asked for last.
 
         With a verifier only what it trusts is believed, and `on_refused` is told once of each
         record that is not.
@@ -77,7 +79,8 @@ class Reader:
         self._fetcher = Fetcher(store, cache=cache, parallel=parallel)
         self._log = Log(store, verifier, refused=self._note_refused)
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, str], Known] = {}
+        self._remembered = remembered
+        self._known: OrderedDict[tuple[str, str], Known] = OrderedDict()
         self._checked: dict[tuple[str, str], float] = {}
         self._alarmed: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self._old: OrderedDict[tuple[str, str, int], Record] = OrderedDict()
@@ -251,7 +254,10 @@ class Reader:
 
     def _recall(self, tenant: str, adapter: str) -> Known | None:
         with self._lock:
-            return self._known.get((tenant, adapter))
+            known = self._known.get((tenant, adapter))
+            if known is not None:
+                self._known.move_to_end((tenant, adapter))
+            return known
 
     def _learn(self, found: Known) -> Known:
         """Remember `found` unless another thread already knows more; what is known now."""
@@ -260,6 +266,9 @@ class Reader:
             known = self._known.get(key)
             if known is None or _extent(known) <= _extent(found):
                 self._known[key] = known = found
+            if len(self._known) > self._remembered:
+                forgotten, _ = self._known.popitem(last=False)
+                self._checked.pop(forgotten, None)
             return known
 
     def _refreshed(self, tenant: str, adapter: str) -> Known:
@@ -280,13 +289,15 @@ class Reader:
                 # Only of what was known itself: whoever was trusted for it no longer is.
                 with self._lock:
                     self._known.pop(name, None)
+                    self._checked.pop(name, None)
                 raise
             if found is known or self._verifier is not None:
                 break
             known = self._learn(found)
         known = self._learn(found)
         with self._lock:
-            self._checked[name] = asked_at
+            if name in self._known:
+                self._checked[name] = asked_at
         return known
 
     def _older_than(self, ref: AdapterRef, max_staleness: float) -> bool:

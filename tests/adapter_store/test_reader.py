@@ -11,7 +11,7 @@ import pytest
 from adapter_store.bases import list_bases, load_base, register_base
 from adapter_store.cache import ContentCache
 from adapter_store.errors import IntegrityError, NotFound, StoreUnavailable
-from adapter_store.layout import base_card_key, log_key, parse_ref
+from adapter_store.layout import AdapterRef, base_card_key, log_key, parse_ref
 from adapter_store.memory import MemoryStore
 from adapter_store.meter import MeteredStore
 from adapter_store.objects import ListPage
@@ -104,6 +104,29 @@ def test_a_known_generation_never_falls_even_when_the_store_goes_back() -> None:
     # The control: a reader without memory does go back, so the store does lie.
     store.delete(log_key(TENANT, ADAPTER, 2))
     assert Reader(store).head(TENANT, ADAPTER).gen == 1
+
+
+def test_of_many_adapters_those_asked_for_last_are_known_and_others_are_found_anew(
+    store: MemoryStore,
+) -> None:
+    content = adapter(1)
+    for number in range(6):
+        publisher(store).publish(TENANT, f"n{number}", content)
+    metered = MeteredStore(store)
+    reader = Reader(metered, remembered=3)
+    for number in range(6):
+        assert reader.resolve(AdapterRef(TENANT, f"n{number}")).gen == 1
+        assert reader.resolve(AdapterRef(TENANT, "n0"), refresh=False).gen == 1
+        with pytest.raises(NotFound):
+            reader.resolve(AdapterRef(TENANT, f"nobody{number}"))
+    known = [n for n in range(6) if reader.known(TENANT, f"n{n}") is not None]
+    assert known == [0, 4, 5]
+    assert len(reader._checked) <= 3
+    before = metered.requests
+    reader.resolve(AdapterRef(TENANT, "n5"), refresh=False)
+    assert metered.requests == before
+    assert reader.resolve(AdapterRef(TENANT, "n1"), refresh=False).gen == 1
+    assert metered.requests > before
 
 
 def test_readers_on_several_threads_never_see_a_generation_fall(store: MemoryStore) -> None:
