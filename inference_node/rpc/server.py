@@ -88,8 +88,7 @@ class NodeServer:
         self._control = control
         self._fleet = fleet
         self._herald: Herald | None = None
-        self._arms = ArmBook(witness)
-        witness = self._witness = self._arms
+        witness = self._arms = ArmBook(witness)
         self._tally = tally = Tally()
         self._servicer = InferenceServicer(
             engine,
@@ -157,7 +156,7 @@ class NodeServer:
         self._draining = True
         if self._herald is not None:
             self._herald.drain()
-        self._witness.leaving()
+        self._arms.leaving()
         await self._tell_health(alive=self._engine.healthy())
         await _wait(hurry, self._config.drain_delay)
         if self._adapters is not None:
