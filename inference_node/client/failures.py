@@ -62,9 +62,6 @@ def _details(
 
 def _without_details(code: grpc.StatusCode, text: str) -> NodeError:
     match code:
-        case grpc.StatusCode.INTERNAL if "RST_STREAM" in text:
-            # A proxy says so when a node dies in mid-answer; a node's own INTERNAL has details.
-            return NodeUnreachable(f"the node went away: {text}", hint="ask again")
         case grpc.StatusCode.UNAVAILABLE:
             return NodeUnreachable(
                 f"no node answers: {text}", hint="is a node running there? `inference-node serve`"
