@@ -64,8 +64,8 @@ class GatewayConfig:
         kinds = {parse_address(node, "node").is_name for node in self.nodes}
         if len(kinds) > 1:
             raise BadConfiguration("nodes are named by IP addresses or by DNS names, not by both")
-        for what, address in (("listen", self.listen), ("admin", self.admin)):
-            _refuse_names(address, what)
+        _refuse_names(self.listen, "listen")
+        _refuse_names(self.admin, "admin")
         _refuse_names(self.metrics, "metrics")
         if not is_loopback(self.admin):
             raise BadConfiguration(

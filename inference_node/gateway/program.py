@@ -10,6 +10,8 @@ from adapter_store.services import wheel_binary
 from inference_node.errors import BadConfiguration
 
 CHECK_SECONDS = 30.0
+# Several Envoys on one machine would otherwise take each other for an older self.
+_QUIET = ("--disable-hot-restart", "-l", "warning")
 
 
 def envoy() -> Path:
@@ -38,7 +40,3 @@ def check(config: Path) -> None:
     )
     if done.returncode:
         raise BadConfiguration(f"Envoy refuses {config}: {done.stderr.strip()[-2000:]}")
-
-
-# Several Envoys on one machine would otherwise take each other for an older self.
-_QUIET = ("--disable-hot-restart", "-l", "warning")
