@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 
-from inference_node.client.calls import Call, send, send_async
+from inference_node.client.calls import (
+    LOOK_SECONDS,
+    PAGE,
+    Call,
+    Page,
+    send,
+    send_async,
+    send_pages,
+    send_pages_async,
+)
 from inference_node.pb.lorapool.v1 import catalog_pb2 as pb
 from inference_node.pb.lorapool.v1 import catalog_pb2_grpc
 
-LOOK_SECONDS = 10.0
-PAGE = 200
 _KIND = "RECORD_KIND_"
 
 
@@ -86,21 +94,13 @@ class Catalog:
 
     def list_adapters(self, *, tenant: str = "", timeout: float = LOOK_SECONDS) -> Iterator[str]:
         """Every name of a tenant; each page is given `timeout` seconds."""
-        token, more = "", True
-        while more:
-            page = send(self._stub, _adapters(tenant, token), timeout)
-            yield from page.found
-            token, more = page.next, bool(page.next)
+        return send_pages(self._stub, partial(_adapters, tenant), timeout)
 
     def list_versions(
         self, adapter: str, *, tenant: str = "", timeout: float = LOOK_SECONDS
     ) -> Iterator[VersionLabel]:
         """Every label of an adapter, newest first; each page is given `timeout` seconds."""
-        token, more = "", True
-        while more:
-            page = send(self._stub, _versions(adapter, tenant, token), timeout)
-            yield from page.found
-            token, more = page.next, bool(page.next)
+        return send_pages(self._stub, partial(_versions, adapter, tenant), timeout)
 
     def resolve(
         self,
@@ -127,27 +127,17 @@ class AsyncCatalog:
         """What it serves now."""
         return await send_async(self._stub, _get(adapter, tenant), timeout)
 
-    async def list_adapters(
+    def list_adapters(
         self, *, tenant: str = "", timeout: float = LOOK_SECONDS
     ) -> AsyncIterator[str]:
         """Every name of a tenant; each page is given `timeout` seconds."""
-        token, more = "", True
-        while more:
-            page = await send_async(self._stub, _adapters(tenant, token), timeout)
-            for name in page.found:
-                yield name
-            token, more = page.next, bool(page.next)
+        return send_pages_async(self._stub, partial(_adapters, tenant), timeout)
 
-    async def list_versions(
+    def list_versions(
         self, adapter: str, *, tenant: str = "", timeout: float = LOOK_SECONDS
     ) -> AsyncIterator[VersionLabel]:
         """Every label of an adapter, newest first; each page is given `timeout` seconds."""
-        token, more = "", True
-        while more:
-            page = await send_async(self._stub, _versions(adapter, tenant, token), timeout)
-            for label in page.found:
-                yield label
-            token, more = page.next, bool(page.next)
+        return send_pages_async(self._stub, partial(_versions, adapter, tenant), timeout)
 
     async def resolve(
         self,
@@ -163,35 +153,23 @@ class AsyncCatalog:
         return await send_async(self._stub, call, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class _Names:
-    found: tuple[str, ...]
-    next: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    found: tuple[VersionLabel, ...]
-    next: str
-
-
 def _get(adapter: str, tenant: str) -> Call[CatalogEntry]:
     return Call("GetAdapter", pb.GetAdapterRequest(tenant=tenant, adapter=adapter), _entry)
 
 
-def _adapters(tenant: str, token: str) -> Call[_Names]:
+def _adapters(tenant: str, token: str) -> Call[Page[str]]:
     message = pb.ListAdaptersRequest(tenant=tenant, page_size=PAGE, page_token=token)
-    return Call("ListAdapters", message, lambda a: _Names(tuple(a.adapters), a.next_page_token))
+    return Call("ListAdapters", message, lambda a: Page(tuple(a.adapters), a.next_page_token))
 
 
-def _versions(adapter: str, tenant: str, token: str) -> Call[_Labels]:
+def _versions(adapter: str, tenant: str, token: str) -> Call[Page[VersionLabel]]:
     message = pb.ListVersionsRequest(
         tenant=tenant, adapter=adapter, page_size=PAGE, page_token=token
     )
 
-    def read(answer: pb.ListVersionsResponse) -> _Labels:
+    def read(answer: pb.ListVersionsResponse) -> Page[VersionLabel]:
         found = tuple(VersionLabel(v.label, v.digest, v.generation) for v in answer.versions)
-        return _Labels(found, answer.next_page_token)
+        return Page(found, answer.next_page_token)
 
     return Call("ListVersions", message, read)
 

@@ -6,14 +6,22 @@ Every call is written once, as what goes and how the answer is read; the two cla
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
 from inference_node.client.access import NOBODY, Access
-from inference_node.client.calls import Call, send, send_async
+from inference_node.client.calls import (
+    LOOK_SECONDS,
+    PAGE,
+    Call,
+    Page,
+    send,
+    send_async,
+    send_pages,
+    send_pages_async,
+)
 from inference_node.client.failures import to_error
 from inference_node.client.link import (
     DEFAULT_ADMIN_ADDRESS,
@@ -30,15 +38,6 @@ from inference_node.client.residents import (
 from inference_node.pb.lorapool.v1 import adapters_pb2 as pb
 from inference_node.pb.lorapool.v1 import adapters_pb2_grpc
 from inference_node.residency import ORDER_SECONDS, LoadedVersion, PoolUse, Unloaded
-
-LOOK_SECONDS = 10.0
-PAGE = 200
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    loaded: tuple[LoadedVersion, ...]
-    next: str
 
 
 def _preload(adapter: str, tenant: str, min_generation: int) -> Call[LoadedVersion]:
@@ -63,12 +62,12 @@ def _unload(adapter: str, tenant: str, *, force: bool) -> Call[Unloaded]:
     return Call("UnloadAdapter", message, to_unloaded)
 
 
-def _page(token: str) -> Call[_Page]:
+def _page(token: str) -> Call[Page[LoadedVersion]]:
     message = pb.ListLoadedAdaptersRequest(page_size=PAGE, page_token=token)
     return Call(
         "ListLoadedAdapters",
         message,
-        lambda answer: _Page(tuple(map(to_loaded, answer.loaded)), answer.next_page_token),
+        lambda answer: Page(tuple(map(to_loaded, answer.loaded)), answer.next_page_token),
     )
 
 
@@ -120,13 +119,7 @@ class Operator:
 
     def loaded(self, *, timeout: float = LOOK_SECONDS) -> Iterator[LoadedVersion]:
         """Every version on the node; each page is given `timeout` seconds."""
-        token = ""
-        while True:
-            page = send(self._stub, _page(token), timeout)
-            yield from page.loaded
-            token = page.next
-            if not token:
-                return
+        return send_pages(self._stub, _page, timeout)
 
     def pool(self, *, timeout: float = LOOK_SECONDS) -> PoolUse:
         """How the pool and the host tier are used."""
@@ -200,16 +193,9 @@ class AsyncOperator:
         """Take it off the device once its requests have ended, or end them with `force`."""
         return await send_async(self._stub, _unload(adapter, tenant, force=force), timeout)
 
-    async def loaded(self, *, timeout: float = LOOK_SECONDS) -> AsyncIterator[LoadedVersion]:
+    def loaded(self, *, timeout: float = LOOK_SECONDS) -> AsyncIterator[LoadedVersion]:
         """Every version on the node; each page is given `timeout` seconds."""
-        token = ""
-        while True:
-            page = await send_async(self._stub, _page(token), timeout)
-            for version in page.loaded:
-                yield version
-            token = page.next
-            if not token:
-                return
+        return send_pages_async(self._stub, _page, timeout)
 
     async def pool(self, *, timeout: float = LOOK_SECONDS) -> PoolUse:
         """How the pool and the host tier are used."""
