@@ -5,6 +5,7 @@ python examples/playground_picture.py        writes docs/playground.png
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -56,11 +57,10 @@ def wait_ready(stack: EmbeddedStack, listen: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     with Client(listen) as client:
         while stack.is_running("node") and time.monotonic() < deadline:
-            try:
+            with contextlib.suppress(NodeError):
                 if client.ready(timeout=2.0):
                     return
-            except NodeError:
-                time.sleep(0.2)
+            time.sleep(0.2)
     raise SystemExit(f"the node did not start:\n{stack.log('node').read_text()[-2000:]}")
 
 
