@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inference_node.addresses import parse_address
 from inference_node.cli.console import OTHER, UNREACHABLE, say
 from inference_node.errors import BadConfiguration, NodeError
 
@@ -40,7 +41,8 @@ def up(
 ) -> None:
     """Start SeaweedFS, Valkey and nodes on loopback and leave them running.
 
-    LORAPOOL_LISTEN is the first node's address, or the gateway's where there is one; the others
+    LORAPOOL_LISTEN is the first node's address, or the gateway's where there is one; what else is
+    set (LORAPOOL_ADMIN_LISTEN, _METRICS_LISTEN, _PLAYGROUND_LISTEN) is the first node's. The others
     listen on free ports. Does nothing when they already run. Data stays in the state folder.
     """
     from adapter_store.embedded import start_detached, stop_detached
@@ -50,11 +52,7 @@ def up(
     settings = load_settings()
     front = _front(settings)
     running = read_stack(state_dir)
-    if (
-        running is not None
-        and running.addresses
-        and all(map(running.is_running, running.processes))
-    ):
+    if running is not None and running.addresses and running.is_whole():
         _print(running.addresses)
         say(f"already running in {state_dir}; `inference-node down` stops it")
         return
@@ -124,16 +122,20 @@ def _start_nodes(
         # With more threads than cores they would wait for each other in every step.
         variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
     program = str(Path(sys.executable).parent / "inference-node")
+    chosen = {
+        "LORAPOOL_LISTEN": settings.listen,
+        "LORAPOOL_ADMIN_LISTEN": settings.admin_listen,
+        "LORAPOOL_METRICS_LISTEN": settings.metrics_listen,
+        "LORAPOOL_PLAYGROUND_LISTEN": settings.playground_listen,
+    }
     for number in range(1, count + 1):
-        first = number == 1 and not behind_gateway
+        # What is set can be one node's alone, and the gateway listens where callers come.
+        moved = set(chosen) if number > 1 else {"LORAPOOL_LISTEN"} if behind_gateway else set()
         listens = {
-            "LORAPOOL_LISTEN": settings.listen,
-            "LORAPOOL_ADMIN_LISTEN": settings.admin_listen,
-            "LORAPOOL_METRICS_LISTEN": settings.metrics_listen,
+            name: _free_address() if name in moved else address
+            for name, address in chosen.items()
+            if address
         }
-        if not first:
-            # What is set can be one node's alone.
-            listens = {name: _free_address() for name, address in listens.items() if address}
         stack.spawn(
             f"node-{number}",
             [program, "serve"],
@@ -172,10 +174,13 @@ def _print(addresses: Mapping[str, str]) -> None:
 
 
 def _check_free(address: str) -> None:
-    """Raises BadConfiguration when another program listens there: it would answer for our node."""
-    host, _, port = address.rpartition(":")
+    """Raises BadConfiguration when another program listens there: it would answer for our node.
+
+    Also for a socket's path and for port 0: what `up` starts is found by host and port.
+    """
+    place = parse_address(address, "LORAPOOL_LISTEN")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+        socket.create_connection((place.host, place.port), timeout=1.0).close()
     except OSError:
         return
     raise BadConfiguration(

@@ -64,13 +64,16 @@ def test_up_serves_answers_until_down(tmp_path: Path) -> None:
 def test_up_puts_a_gateway_before_several_nodes(envoy: Path, tmp_path: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
     try:
-        up = node(tmp_path, listen, "up", "--nodes", "2", "--gateway")
+        page = f"127.0.0.1:{free_port()}"
+        one = {"LORAPOOL_PLAYGROUND_LISTEN": page}
+        up = node(tmp_path, listen, "up", "--nodes", "2", "--gateway", environment=one)
         assert up.returncode == 0, up.stderr
         stack = read_stack(tmp_path / ".lorapool")
         assert stack is not None
         assert set(stack.addresses) == {"node-1", "node-2", "gateway"}
         assert stack.addresses["gateway"] == listen
         assert all(is_loopback(address) for address in stack.addresses.values())
+        assert page in (tmp_path / ".lorapool" / "node-1.log").read_text()
         shown = node(tmp_path, listen, "status", "--stack")
         assert shown.returncode == 0
         assert shown.stdout.count("running") == 5
@@ -102,5 +105,12 @@ def test_up_refuses_a_certificate_that_it_would_not_show(tmp_path: Path) -> None
 def test_up_does_not_take_another_program_for_its_node(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         up = node(tmp_path, f"127.0.0.1:{other.getsockname()[1]}", "up")
+    assert up.returncode == 2
+    assert "LORAPOOL_LISTEN" in up.stderr
+
+
+@pytest.mark.parametrize("listen", ["unix:/tmp/node", "127.0.0.1:0"])
+def test_up_refuses_an_address_by_which_nobody_would_find_it(tmp_path: Path, listen: str) -> None:
+    up = node(tmp_path, listen, "up")
     assert up.returncode == 2
     assert "LORAPOOL_LISTEN" in up.stderr
