@@ -16,7 +16,6 @@ import re
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from importlib import resources
-from types import TracebackType
 from typing import Any, Self
 
 import grpc
@@ -63,12 +62,7 @@ class Playground:
             ) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     @property
