@@ -33,6 +33,10 @@ class Address:
     def is_name(self) -> bool:
         return self.version == 0
 
+    def __str__(self) -> str:
+        """As `parse_address` reads it and URLs have it."""
+        return f"[{self.host}]:{self.port}" if self.version == 6 else f"{self.host}:{self.port}"
+
 
 def parse_address(text: str, what: str) -> Address:
     """`host:port` or `[ipv6]:port`. Raises BadConfiguration that says `what` is wrong."""

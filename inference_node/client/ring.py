@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from inference_node.addresses import AFFINITY_HEADER, Address, parse_address
+from inference_node.addresses import AFFINITY_HEADER, parse_address
 from inference_node.errors import BadConfiguration
 
 POLICY: list[dict[str, Any]] = [
@@ -23,10 +23,10 @@ def target(addresses: Sequence[str]) -> str:
     """The nodes as gRPC names them. Raises BadConfiguration for what it cannot name together."""
     nodes = [parse_address(address, "node") for address in addresses]
     if len(nodes) == 1 and nodes[0].is_name:
-        return f"dns:///{nodes[0].host}:{nodes[0].port}"
+        return f"dns:///{nodes[0]}"
     for version, scheme in ((4, "ipv4"), (6, "ipv6")):
         if nodes and all(node.version == version for node in nodes):
-            return f"{scheme}:" + ",".join(map(_literal, nodes))
+            return f"{scheme}:" + ",".join(map(str, nodes))
     raise BadConfiguration(
         f"{', '.join(addresses) or 'an empty list'} cannot be the nodes of one client",
         hint="list IPv4 addresses, or IPv6 addresses, or one DNS name that has them all",
@@ -39,7 +39,3 @@ def switch_on() -> None:
     A variable of this process is all that gRPC reads. One that is set already stays.
     """
     os.environ.setdefault(_SWITCH, "true")
-
-
-def _literal(node: Address) -> str:
-    return f"[{node.host}]:{node.port}" if node.version == 6 else f"{node.host}:{node.port}"

@@ -57,7 +57,7 @@ class Playground:
         except OSError as error:
             self._end()
             raise BadConfiguration(
-                f"cannot listen on {self._listen.host}:{self._listen.port}: {error.strerror}",
+                f"cannot listen on {self._listen}: {error.strerror}",
                 hint="set LORAPOOL_PLAYGROUND_LISTEN",
             ) from error
         return self
@@ -67,7 +67,7 @@ class Playground:
 
     @property
     def url(self) -> str:
-        return f"http://{self._listen.host}:{self._listen.port}/"
+        return f"http://{self._listen}/"
 
     async def _open(self) -> None:
         self._channel = await self._life.enter_async_context(grpc.aio.insecure_channel(self._node))

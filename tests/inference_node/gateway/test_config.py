@@ -99,6 +99,7 @@ def test_what_cannot_be_meant_is_refused_by_name(changes: dict[str, Any], proble
 def test_an_ipv6_address_is_one_with_brackets() -> None:
     address = parse_address("[::1]:50051", "node")
     assert (address.host, address.port, address.is_name) == ("::1", 50051, False)
+    assert str(address) == "[::1]:50051"
 
 
 def test_nothing_in_a_value_becomes_configuration() -> None:
