@@ -27,6 +27,7 @@ from inference_node.engine.meters import Meters
 from inference_node.engine.order_desk import OrderDesk
 from inference_node.engine.order_window import OrderWindow
 from inference_node.engine.orders import Order
+from inference_node.engine.outbox import Outbox
 from inference_node.engine.readout import Readout
 from inference_node.engine.runner import Drawn, Runner
 from inference_node.engine.scheduler import Scheduler, Step
@@ -40,20 +41,7 @@ from inference_node.errors import (
     ModelFailure,
     NodeError,
 )
-from inference_node.request import (
-    Completed,
-    Delta,
-    Echo,
-    Event,
-    Failed,
-    FinishReason,
-    ModelInfo,
-    OnEvent,
-    PoolStatus,
-    Request,
-    Started,
-    TokenScore,
-)
+from inference_node.request import Event, Failed, ModelInfo, OnEvent, PoolStatus, Request
 from inference_node.text import StopMatcher, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -99,12 +87,14 @@ class EngineLoop(OrderWindow):
         self._watcher = watcher
         self._admission = admission(self._on_ready, self._fail)
         self._describe = describe
-        self._max_context = max_context
         self._page_bytes = sum(group.page_bytes for group in groups)
         self._clock = clock
         self._active: dict[str, Sequence] = {}
         names, arrivals = self._admission.names, self._admission.arrivals
         self._meters = Meters()
+        self._outbox = Outbox(
+            tokenizer.eos_token_ids, self._meters, max_context=max_context, clock=clock
+        )
         census = Census(
             slots,
             arrivals,
@@ -232,7 +222,7 @@ class EngineLoop(OrderWindow):
                 self._fail(sequence, error)
             except Exception:
                 log.exception("a request's resources are lost with the engine")
-                self._tell(sequence, Failed(error, None))
+                self._outbox.tell(sequence, Failed(error, None))
                 self._intake.ended(sequence.request)
         self._desk.end(error)
 
@@ -305,11 +295,7 @@ class EngineLoop(OrderWindow):
             self._admission.begin(sequence)
 
     def _on_ready(self, sequence: Sequence) -> None:
-        if not sequence.ready_at:
-            sequence.ready_at = self._clock()
-            if sequence.entry is not None:
-                self._meters.ready(sequence)
-            self._tell(sequence, Started(sequence.served))
+        self._outbox.ready(sequence)
         self._scheduler.add(sequence)
 
     def _expire(self) -> None:
@@ -327,54 +313,9 @@ class EngineLoop(OrderWindow):
                 ModelFailure("the model's logits are not finite for this request"),
             )
             return
-        now = self._clock()
-        self._meters.token(sequence, now)
-        sequence.tokens.append(token)
-        sequence.unsent.append(token)
-        if result.score is not None:
-            sequence.unsent_scores.append(result.score)
-        if sequence.produced == 1 and sequence.request.output.echo:
-            self._echo(sequence)
-        sequence.first_token_at = sequence.first_token_at or now
-        sequence.last_token_at = now
-        reason = sequence.ended_by(token, self.tokenizer.eos_token_ids, self._max_context)
-        ended_by_token = reason in (FinishReason.STOP, FinishReason.STOP_SEQUENCE)
-        text = "" if ended_by_token else sequence.detokenizer.push(token)
-        if reason is not None:
-            text += sequence.detokenizer.flush()
-        too_early = sequence.produced <= sequence.request.stopping.min_new_tokens
-        scan = sequence.stops.feed(text, heed=not too_early)
-        text, matched = scan.emit, scan.matched
-        if matched is None and reason is not None:
-            text += sequence.stops.flush()
-        if text:
-            self._send(sequence, text)
-        if matched is not None:
-            self._complete(sequence, FinishReason.STOP_SEQUENCE, matched)
-        elif reason is not None:
-            self._complete(sequence, reason, "")
-
-    def _send(self, sequence: Sequence, text: str) -> None:
-        scores = tuple(sequence.unsent_scores)
-        self._tell(sequence, Delta(text, tuple(sequence.unsent), scores))
-        sequence.unsent.clear()
-        sequence.unsent_scores.clear()
-
-    def _echo(self, sequence: Sequence) -> None:
-        prompt, scores = sequence.request.prompt, sequence.prompt_scores
-        if sequence.scores_prompt and not scores:
-            scores.append(TokenScore(prompt[0], None, 0))
-        self._tell(sequence, Echo(prompt, tuple(scores)))
-
-    def _complete(self, sequence: Sequence, reason: FinishReason, stop: str) -> None:
-        if sequence.unsent:
-            self._send(sequence, "")
-        self._end(
-            sequence,
-            Completed(
-                sequence.served, reason, stop, sequence.usage, sequence.timings, sequence.seed
-            ),
-        )
+        last = self._outbox.take(sequence, token, result.score)
+        if last is not None:
+            self._end(sequence, last)
 
     def _fail(self, sequence: Sequence, error: NodeError) -> None:
         if sequence.phase is Phase.DONE:
@@ -393,11 +334,5 @@ class EngineLoop(OrderWindow):
         if self._active.get(sequence.request.request_id) is sequence:
             del self._active[sequence.request.request_id]
         self._admission.release(sequence)
-        self._tell(sequence, last)
+        self._outbox.tell(sequence, last)
         self._intake.ended(sequence.request)
-
-    def _tell(self, sequence: Sequence, event: Event) -> None:
-        try:
-            sequence.on_event(event)
-        except Exception:
-            log.exception("a caller's event handler failed")
