@@ -85,7 +85,6 @@ class DecoderLayers:
         self._during: tuple[object, ...] = ()
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
         self._h = torch.empty(0)
-        self._weights = torch.empty(0)
 
     def begin(self, lora: LoraPlan | None, attention: AttentionPlan) -> None:
         """Describe the step whose layers run next."""
@@ -100,11 +99,6 @@ class DecoderLayers:
         step.attended, step.table_width = attention.decode_blocks.shape
         step.cos = step.sin = None
         self._share_scratch(rows)
-        step.weight_tokens = -(-step.table_width * step.block_tokens // 16) * 16
-        needed = torch.get_num_threads() * self.heads * step.weight_tokens
-        if self._weights.numel() < needed:
-            self._weights = torch.empty(needed * 2)
-        step.weights = self._weights.data_ptr()
         pairs = 0
         for index, name in enumerate(GROUPS):
             plan = lora.groups[index] if lora is not None else None
@@ -130,9 +124,12 @@ class DecoderLayers:
         if not self.whole:
             raise ValueError("some rows of the step are attended elsewhere")
         self._look_at(x, cos, sin)
-        y = torch.empty_like(x)
-        self._library.layer_call("layers_forward", rows=self._step.rows * len(self._layers))(
-            self._layers, len(self._layers), ctypes.byref(self._step), x.data_ptr(), y.data_ptr()
+        step, y = self._step, torch.empty_like(x)
+        step.weights, step.weight_tokens = self._library.attention_scratch(
+            self.heads, places=step.table_width * step.block_tokens
+        )
+        self._library.layers_forward(
+            self._layers, len(self._layers), ctypes.byref(step), x.data_ptr(), y.data_ptr()
         )
         return y
 

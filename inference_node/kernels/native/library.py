@@ -2,7 +2,7 @@
 
 Calls keep the interpreter lock: they take microseconds, and a thread that lets go of the lock may
 wait milliseconds to have it back. Those of `nf4.h` and `layer.h` let go of it when there are many
-rows.
+rows, or all layers.
 """
 
 from __future__ import annotations
@@ -68,11 +68,24 @@ class Library:
         self._scratch = torch.empty(0)
 
     def layer_call(self, name: str, *, rows: int) -> Callable[..., None]:
-        """A function of `layer.h`; layers.py says what it takes.
-
-        rows: of all the layers it runs together.
-        """
+        """A function of `layer.h` that runs part of a layer; layers.py says what it takes."""
         return self._product_calls[name, rows <= FEW_ROWS]
+
+    @property
+    def layers_forward(self) -> Callable[..., None]:
+        """All layers of a step: milliseconds, in which other threads of the interpreter go on."""
+        return self._product_calls["layers_forward", False]
+
+    def attention_scratch(self, heads: int, *, places: int) -> tuple[int, int]:
+        """Where attention over up to `places` keys keeps its weights until the next call of this.
+
+        The address of [threads, heads, tokens] float32, and tokens: `places` in whole sixteens.
+        """
+        tokens = -(-places // 16) * 16
+        needed = torch.get_num_threads() * heads * tokens
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed * 2)
+        return self._scratch.data_ptr(), tokens
 
     def nf4_linear(self, product: Product, x: torch.Tensor, y: torch.Tensor) -> None:
         """y [rows, out] = x [rows, in] times the product's weight, and its bias. bfloat16."""
@@ -167,10 +180,8 @@ class Library:
         if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
             raise ValueError("the caches must be contiguous")
         out = torch.empty_like(q)
-        group, tokens = heads // kv_heads, -(-blocks.shape[1] * block_tokens // 16) * 16
-        needed = torch.get_num_threads() * heads * tokens
-        if self._scratch.numel() < needed:
-            self._scratch = torch.empty(needed * 2)
+        group = heads // kv_heads
+        weights, tokens = self.attention_scratch(heads, places=blocks.shape[1] * block_tokens)
         self._calls["decode_attention", q.dtype](
             out.data_ptr(),
             q.data_ptr(),
@@ -185,7 +196,7 @@ class Library:
             blocks.shape[1],
             plan.decode_contexts.data_ptr(),
             scale,
-            self._scratch.data_ptr(),
+            weights,
             tokens,
         )
         return out
