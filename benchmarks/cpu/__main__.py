@@ -175,9 +175,12 @@ def _steady(
     figures = found["figures"]
     if "host_overhead_share" in rows:
         _say("the parts of a step")
-        figures["host_overhead_share"], found["step"] = steady.step(
-            ours, plan.shape, floor, repetitions=plan.repetitions
-        )
+        if ours.facts["layers_in_one_call"]:
+            figures["host_overhead_share"], found["step"] = steady.step(
+                ours, plan.shape, floor, repetitions=plan.repetitions
+            )
+        else:
+            systems.skipped["host_overhead_share"] = "layers are not run by one native call here"
     if "switch_us" in rows:
         _say("switches")
         figures["switch_us"] = steady.switch(
@@ -233,6 +236,8 @@ def _skipped(systems: Systems, figures: Mapping[str, Any], rows: Rows) -> dict[s
             system = RATIOS[key].system
             process = "peft" if system.startswith("peft_") else system
             found[key] = systems.skipped.get(process, f"{process} did not run")
+        elif key in systems.skipped:
+            found[key] = systems.skipped[key]
     return found
 
 

@@ -1,16 +1,17 @@
-"""Watches the steps of a running engine from its own thread, and times the parts of one.
+"""Watches the steps of a running engine from its own thread, and times the parts of each.
 
-A part is run alone, over the pages, blocks and rows of the very step that is due, all layers in
-turn, with the engine's own operators; then the step itself runs. What remains of a step is what
-none of the parts explains: norms, rotary angles, activations, Python, scheduling, sampling, and
-handing tokens out.
+The kernels tell their parts apart while they run (`DecoderLayers.time_parts`), so that what one
+part asks for ahead of the next counts where it is paid for. What remains of a step is what none of
+the parts explains: norms, rotary angles, activations, Python, scheduling, sampling, and handing
+tokens out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
     from benchmarks.cpu.ours import Engine
 
 
+class NoSteps(Exception):
+    """There was nothing to time."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepEnd:
     at: float
     decoding: int
     """Rows, when each was one next token; 0 for a step with prompts in it."""
-    probed: bool
+    parts: dict[str, float]
+    """Seconds; empty while none are timed."""
 
 
 class StepWatch:
@@ -40,19 +46,17 @@ class StepWatch:
         self._decoder = self._runner._decoder
         loop._runner = self  # type: ignore[assignment]
         self.ends: list[StepEnd] = []
-        self._parts: list[dict[str, float]] | None = None
+        self._spent: Callable[[], dict[str, float]] = dict
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
     def run(self, step: Step, *rest: Any) -> Any:
         decoding = len(step.work) if all(item.length == 1 for item in step.work) else 0
-        probed = bool(decoding and self._parts is not None and len(self.ends) % 2)
-        if probed:
-            assert self._parts is not None
-            self._parts.append(_time_parts(self._decoder, self._runner.batch(step)))
+        before = self._spent()
         drawn = self._runner.run(step, *rest)
-        self.ends.append(StepEnd(time.perf_counter(), decoding, probed))
+        parts = {name: spent - before[name] for name, spent in self._spent().items()}
+        self.ends.append(StepEnd(time.perf_counter(), decoding, parts))
         return drawn
 
     def model_facts(self) -> dict[str, int]:
@@ -62,6 +66,7 @@ class StepWatch:
             "head_parameters": head.numel(),
             "head_bytes": head.numel() * head.element_size(),
             "kv_bytes_a_token": 2 * sum(k[0, 0].numel() * k.element_size() for k in keys),
+            "layers_in_one_call": self._decoder._fused is not None,
         }
 
     def parts(
@@ -69,73 +74,40 @@ class StepWatch:
     ) -> dict[str, Any]:
         """Milliseconds of a decode step of all requests and of its parts, medians over the steps.
 
-        Steps that nothing was timed in are what `step` is of, from one step's end to the next.
+        `step` is from one step's end to the next. Only where layers are run in one call.
         """
         self.ends.clear()
-        self._parts = []
-        engine.generate(prompts, adapters, new)
-        parts, self._parts = self._parts, None
+        with self._timed():
+            engine.generate(prompts, adapters, new)
         rows = len(prompts)
-        pairs = pairwise(self.ends)
         steps = [
-            after.at - before.at
-            for before, after in pairs
-            if before.decoding == after.decoding == rows and not after.probed
+            {"step": after.at - before.at, **after.parts}
+            for before, after in pairwise(self.ends)
+            if before.decoding == after.decoding == rows
         ]
-        medians = {
-            name: 1e3 * statistics.median(one[name] for one in parts)
-            for name in (parts[0] if parts else ())
-        }
-        return {"step": 1e3 * statistics.median(steps), **medians, "steps": len(steps)}
+        if not steps:
+            raise NoSteps(f"no two steps in a row decoded all {rows} requests")
+        medians = {name: 1e3 * statistics.median(one[name] for one in steps) for name in steps[0]}
+        return {**medians, "steps": len(steps)}
 
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """While it lasts, steps are timed by the kernels, and the output embedding here."""
+        layers = self._decoder._fused._native.time_parts()
+        head = self._decoder.base.model.get_output_embeddings()
+        forward, spent = head.forward, 0.0
 
-@torch.inference_mode()
-def _time_parts(decoder: Any, batch: Any) -> dict[str, float]:
-    model, layers = decoder.base.model, range(decoder.module_map.layers)
-    rows, dtype = batch.token_ids.shape[0], decoder.base.dtype
-    groups = decoder.module_map.groups
-    linears = [
-        [
-            model.get_submodule(decoder.module_map.path(layer, group.tails[0])).group.base
-            for group in groups
-        ]
-        for layer in layers
-    ]
-    x = [torch.randn(rows, group.shape.in_features).to(dtype) for group in groups]
-    y = [torch.zeros(rows, group.shape.out_total, dtype=dtype) for group in groups]
-    keys = decoder._cache.k
-    dim = keys[0].shape[-1]
-    q = torch.randn(rows, model.config.num_attention_heads, dim).to(dtype)
-    head = model.get_output_embeddings()
+        def timed(x: torch.Tensor) -> torch.Tensor:
+            nonlocal spent
+            began = time.perf_counter()
+            y: torch.Tensor = forward(x)
+            spent += time.perf_counter() - began
+            return y
 
-    def base() -> None:
-        for layer in linears:
-            for linear, given in zip(layer, x, strict=True):
-                linear(given)
-
-    def lora() -> None:
-        if batch.lora is None:
-            return
-        decoder._step.begin(batch.lora)
-        for layer in layers:
-            for group in range(len(groups)):
-                decoder._step.add(y[group], x[group], group, layer)
-        decoder._step.begin(None)
-
-    def attention() -> None:
-        decoder._cache.begin(batch.attention)
-        for layer in layers:
-            decoder._cache.attend(layer, q)
-        decoder._cache.begin(None)
-
-    def lm_head() -> None:
-        head(x[0])
-
-    timed = {"base_linears": base, "attention": attention, "lora": lora, "lm_head": lm_head}
-    return {name: _seconds(part) for name, part in timed.items()}
-
-
-def _seconds(part: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    part()
-    return time.perf_counter() - start
+        head.forward = timed
+        self._spent = lambda: {**layers(), "lm_head": spent}
+        try:
+            yield
+        finally:
+            del head.forward
+            self._spent = dict

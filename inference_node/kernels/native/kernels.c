@@ -14,10 +14,12 @@
 static inline int64_t thread_index(void) { return omp_get_thread_num(); }
 static inline int64_t threads(void) { return omp_get_num_threads(); }
 static inline int64_t most_threads(void) { return omp_get_max_threads(); }
+static inline double seconds(void) { return omp_get_wtime(); }
 #else
 static inline int64_t thread_index(void) { return 0; }
 static inline int64_t threads(void) { return 1; }
 static inline int64_t most_threads(void) { return 1; }
+static inline double seconds(void) { return 0; }
 #endif
 
 #define RANKS 8 /* ranks of one page: PAGE_RANKS of kernels/lora */

@@ -35,7 +35,23 @@ typedef struct {
     float *weights;        /* scratch of layers_forward: [threads, heads, weight_tokens] */
     int64_t weight_tokens; /* at least the longest context, a multiple of 16 */
     float *h;              /* scratch: [pairs, slices, RANKS] of the largest group */
+    double *spent;         /* [PARTS] seconds, added to by the first thread; may be absent */
 } Step;
+
+/* What the time of a step is told apart by: PARTS of structures.py. */
+enum { BASE_LINEARS, ADAPTERS, ATTENTION };
+
+/* A part that began at `since` has ended: when the next one begins. */
+static inline double spend(const Step *step, int part, double since) {
+    if (!step->spent || thread_index()) return 0;
+    double now = seconds();
+    step->spent[part] += now - since;
+    return now;
+}
+
+static inline double begin_part(const Step *step) {
+    return step->spent && !thread_index() ? seconds() : 0;
+}
 
 /* The pages of the tiles that this thread multiplies. */
 static void pages_ahead(Ahead *ahead, const Group *group, const Routing *routing) {
@@ -73,12 +89,15 @@ static void multiply(const Step *step, const Group *group, const Routing *routin
     ahead_clear(&ahead);
     pages_ahead(&ahead, group, routing);
     if (attended) cache_ahead(&ahead, attended, step);
+    double began = begin_part(step);
     nf4_product(&group->product, step->rows, x, y, &ahead);
+    began = spend(step, BASE_LINEARS, began);
     if (!routing->tiles) return;
     shrink_bf16(step->h, x, in, group->a, group->a_stride, group->slices, in, routing);
 #pragma omp barrier
     expand_add_bf16(y, out, step->h, group->b, group->b_stride, group->slices, group->outs,
                     routing);
+    spend(step, ADAPTERS, began);
 }
 
 /* y = weight * x / rms(x), one row; width: a multiple of 16. */
@@ -214,10 +233,12 @@ void layers_forward(const Layer *layers, int64_t count, const Step *step, const 
             const Layer *layer = layers + i;
             bf16 *out = (count - i) % 2 ? y : step->between;
             before_attention(layer, step, in, step->q, early && i ? 0 : layer);
+            double began = begin_part(step);
             attend_rows_bf16(step->attention, step->q, layer->k, layer->v, step->rows,
                              layer->kv_heads, layer->heads / layer->kv_heads, layer->dim,
                              step->block_tokens, step->table, step->table_width, step->context,
                              layer->scale, step->weights, step->weight_tokens);
+            spend(step, ATTENTION, began);
             after_attention(layer, step, in, step->attention, out,
                             early && i + 1 < count ? layer + 1 : 0);
             in = out;

@@ -7,7 +7,7 @@ themselves hand over nothing but pointers.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from inference_node.kernels.native.library import MAX_GROUP_DIM, MAX_HEAD_DIM, L
 from inference_node.kernels.native.structures import (
     GROUPS,
     INT,
+    PARTS,
     PTR,
     Group,
     Layer,
@@ -83,6 +84,7 @@ class DecoderLayers:
         self._slices = max(pool.shape.slices for pool in pools)
         self._step = Step(block_tokens=k_caches[0].shape[1])
         self._during: tuple[object, ...] = ()
+        self._timed: object = None
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
         self._h = torch.empty(0)
 
@@ -110,6 +112,15 @@ class DecoderLayers:
         if self._h.numel() < pairs * self._slices * PAGE_RANKS:
             self._h = torch.empty(pairs * self._slices * PAGE_RANKS)
         step.h = self._h.data_ptr()
+
+    def time_parts(self) -> Callable[[], dict[str, float]]:
+        """From now on steps are timed; the seconds that each of PARTS took since this call.
+
+        Those of the thread that calls, waiting for the others at the end of each part included.
+        """
+        spent = (ctypes.c_double * len(PARTS))()
+        self._timed, self._step.spent = spent, ctypes.addressof(spent)
+        return lambda: dict(zip(PARTS, spent, strict=True))
 
     @property
     def whole(self) -> bool:

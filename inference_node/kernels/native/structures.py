@@ -8,6 +8,8 @@ from inference_node.kernels.lora.contract import RowPages
 
 PTR, INT = ctypes.c_void_p, ctypes.c_int64
 GROUPS = ("qkv", "o", "gate_up", "down")
+PARTS = ("base_linears", "lora", "attention")
+"""What the time of a step's layers is told apart by; norms, angles and activations are none."""
 
 
 class Routing(ctypes.Structure):
@@ -70,5 +72,5 @@ class Step(ctypes.Structure):
         *((name, INT) for name in ("attended", "table_width", "block_tokens")),
         *((name, PTR) for name in ("wide", "narrow", "q", "attention", "between", "weights")),
         ("weight_tokens", INT),
-        ("h", PTR),
+        *((name, PTR) for name in ("h", "spent")),
     ]
