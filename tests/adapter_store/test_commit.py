@@ -34,11 +34,6 @@ from tests.adapter_store.publishing import (
 )
 
 
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
 def test_a_first_publish_serves_and_leaves_no_intent(store: MemoryStore) -> None:
     done = publish(store, 1)
     assert (done.gen, done.kind, done.label, done.attempt) == (1, RecordKind.PUBLISH, "v1", 1)

@@ -28,11 +28,6 @@ from tests.adapter_store.publishing import (
 )
 
 
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
 @dataclass
 class FakeLease:
     fence: int

@@ -35,11 +35,6 @@ from tests.adapter_store.publishing import (
 
 
 @pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
-@pytest.fixture
 def pair(store: MemoryStore) -> MemoryStore:
     """v1 and v2 of content 1 and 2 are in the log, v2 is served."""
     publish(store, 1)

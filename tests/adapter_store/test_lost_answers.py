@@ -37,12 +37,6 @@ from tests.adapter_store.publishing import (
 )
 from tests.adapter_store.scenes import SCENES, act, commit_put, points, scene
 
-
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
 FAULTS = [Fault.LOST_REQUEST, Fault.LOST_ANSWER, Fault.LATE, Fault.UNAVAILABLE]
 
 

@@ -31,11 +31,6 @@ from tests.adapter_store.publishing import (
 )
 
 
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
 class DamagingStore(MemoryStore):
     """Flips a byte in the first `times` answers that carry a chunk."""
 
