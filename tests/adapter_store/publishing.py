@@ -13,7 +13,7 @@ from typing import Any
 from adapter_store.commit import Limits, Published, Publisher
 from adapter_store.draft import Author, fence_record
 from adapter_store.errors import NotFound, StoreError
-from adapter_store.layout import AdapterRef, log_key
+from adapter_store.layout import AdapterRef, log_key, parse_ref
 from adapter_store.objects import ObjectStore
 from adapter_store.reader import Reader
 from adapter_store.record import Record, RecordKind, VersionRef
@@ -116,6 +116,11 @@ def served_seed(store: ObjectStore, seeds: Iterable[int] = range(12), **reader: 
     files = Reader(store, **reader).fetch(TENANT, found.version, adapter=ADAPTER)
     check_content(files, config=found.version.config, card_modules=CARD.modules)
     return next(seed for seed in seeds if adapter(seed).files == files)
+
+
+def version(store: ObjectStore, text: str) -> VersionRef:
+    """What a fresh reader finds under this label or digest."""
+    return Reader(store).resolve(parse_ref(f"{ADAPTER}@{text}")).version
 
 
 def append(store: ObjectStore, **changes: Any) -> Record:
