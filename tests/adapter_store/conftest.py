@@ -1,4 +1,4 @@
-"""Stores in memory."""
+"""Stores in memory, and who reads them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from adapter_store.memory import MemoryStore
 from tests.adapter_store.publishing import publish
+from tests.adapter_store.signed import Trust, trusted
 
 
 @pytest.fixture
@@ -20,3 +21,9 @@ def pair(store: MemoryStore) -> MemoryStore:
     publish(store, 1)
     publish(store, 2)
     return store
+
+
+@pytest.fixture
+def trust() -> Trust:
+    """Believes alice alone."""
+    return Trust(trusted())
