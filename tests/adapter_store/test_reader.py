@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from adapter_store.bases import list_bases, load_base, register_base
-from adapter_store.cache import ContentCache
 from adapter_store.errors import IntegrityError, NotFound, StoreUnavailable
 from adapter_store.layout import AdapterRef, base_card_key, log_key, parse_ref
 from adapter_store.memory import MemoryStore
 from adapter_store.meter import MeteredStore
 from adapter_store.objects import ListPage
 from adapter_store.reader import Reader
-from adapter_store.record import RecordKind, VersionRef
+from adapter_store.record import RecordKind
 from tests.adapter_store.adapter_files import CARD
 from tests.adapter_store.publishing import (
     ADAPTER,
@@ -29,19 +27,6 @@ from tests.adapter_store.publishing import (
     served_seed,
     tombstone,
 )
-
-
-class DamagingStore(MemoryStore):
-    """Flips a byte in the first `times` answers that carry a chunk."""
-
-    times = 0
-
-    def get(self, key: str) -> bytes:
-        body = super().get(key)
-        if "/blob/" in key and self.times > 0:
-            self.times -= 1
-            return bytes([body[0] ^ 1]) + body[1:]
-        return body
 
 
 class ForgetfulStore(MemoryStore):
@@ -294,93 +279,6 @@ def test_every_adapter_of_a_tenant_is_listed_and_no_others() -> None:
     assert list(Reader(store).adapters("nobody")) == []
 
 
-def test_a_chunk_damaged_on_the_way_is_fetched_once_more() -> None:
-    store = DamagingStore()
-    publish(store, 1)
-    store.times = 1
-    assert served_seed(store) == 1
-    assert store.times == 0
-
-
-def test_a_chunk_that_stays_damaged_is_an_integrity_error_and_not_cached(tmp_path: Path) -> None:
-    store = DamagingStore()
-    publish(store, 1)
-    store.times = 100
-    cache = ContentCache(tmp_path, budget_bytes=10**6)
-    with pytest.raises(IntegrityError, match="damaged"):
-        served_seed(store, cache=cache)
-    store.times = 0
-    assert served_seed(store, cache=cache) == 1
-
-
-def test_cached_chunks_cost_no_requests(store: MemoryStore, tmp_path: Path) -> None:
-    publish(store, 1)
-    metered = MeteredStore(store)
-    reader = Reader(metered, cache=ContentCache(tmp_path, budget_bytes=10**6))
-    version = reader.resolve(REF).version
-    reader.fetch(TENANT, version)
-    before = metered.requests
-    assert reader.fetch(TENANT, version) == dict(adapter(1).files)
-    assert metered.requests == before
-
-
-def test_what_one_tenant_had_cached_costs_another_the_same_requests_as_anything_new(
-    store: MemoryStore, tmp_path: Path
-) -> None:
-    """Else a tenant that publishes a guess learns by the clock that another one has it."""
-
-    def requests_of(reader: Reader, metered: MeteredStore, tenant: str) -> int:
-        version = reader.resolve(parse_ref(ADAPTER, tenant=tenant)).version
-        before = metered.requests
-        assert reader.fetch(tenant, version) == dict(adapter(1).files)
-        return metered.requests - before
-
-    for tenant in (TENANT, "other"):
-        publisher(store).publish(tenant, ADAPTER, adapter(1))
-    metered = MeteredStore(store)
-    reader = Reader(metered, cache=ContentCache(tmp_path, budget_bytes=10**6))
-    first = requests_of(reader, metered, TENANT)
-    assert first > 0
-    assert requests_of(reader, metered, "other") == first
-    assert requests_of(reader, metered, TENANT) == requests_of(reader, metered, "other") == 0
-
-
-def test_a_gone_chunk_of_the_current_version_is_corruption_and_of_an_old_one_is_expiry(
-    store: MemoryStore,
-) -> None:
-    publish(store, 1)
-    version = Reader(store).resolve(REF).version
-    store.delete(version.files[0].chunks[0].key)
-    with pytest.raises(IntegrityError, match="is gone"):
-        Reader(store).fetch(TENANT, version, adapter=ADAPTER)
-    publish(store, 2)
-    with pytest.raises(NotFound, match="no longer kept"):
-        Reader(store).fetch(TENANT, version, adapter=ADAPTER)
-
-
-def test_chunks_out_of_place_are_refused_before_anything_is_fetched(store: MemoryStore) -> None:
-    publish(store, 1)
-    version = Reader(store).resolve(REF).version
-    file = version.files[0]
-    chunk = file.chunks[0]
-    bad_chunks = [
-        replace(chunk, key=chunk.key.replace("/default/", "/other/")),
-        replace(chunk, key="v1/format"),
-        replace(chunk, offset=1),
-        replace(chunk, length=chunk.length - 1),
-        replace(chunk, length=-1),
-        replace(chunk, length=2**40),
-    ]
-    metered = MeteredStore(store)
-    for bad in bad_chunks:
-        moved = _with_file(version, replace(file, chunks=(bad,)))
-        with pytest.raises(IntegrityError):
-            Reader(metered).fetch(TENANT, moved)
-    with pytest.raises(IntegrityError, match="over"):
-        Reader(metered).fetch(TENANT, _with_file(version, replace(file, size=2**40)))
-    assert metered.requests == 0
-
-
 def test_an_unreachable_store_is_said_and_what_is_known_still_resolves(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,7 +314,3 @@ def test_a_rollback_says_so(store: MemoryStore) -> None:
     publisher(store).rollback(TENANT, ADAPTER)
     found = Reader(store).resolve(REF)
     assert (found.kind, found.gen, found.version.label) == (RecordKind.ROLLBACK, 3, "v1")
-
-
-def _with_file(version: VersionRef, file: object) -> VersionRef:
-    return replace(version, files=(file, *version.files[1:]))  # type: ignore[arg-type]
