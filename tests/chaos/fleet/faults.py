@@ -19,49 +19,34 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from adapter_store.barrier import Barrier, Quorum, Subject
-from adapter_store.commit import Limits, Publisher
 from adapter_store.embedded import EmbeddedStack
-from adapter_store.errors import (
-    FleetUnseen,
-    NotReady,
-    OutcomeUnknown,
-    StoreError,
-    StoreUnavailable,
-)
+from adapter_store.errors import FleetUnseen
 from adapter_store.fleet_view import FleetWatch
-from adapter_store.locks import open_lock
-from adapter_store.notify import open_announcer
 from adapter_store.registry import open_registry
 from adapter_store.services import free_ports
 from adapter_store.settings import REDIS_SERVICE, S3_SERVICE, Endpoints
-from adapter_store.validate import LocalAdapter
-from inference_node.client import Client, Stopping
+from inference_node.client import Client
 from inference_node.errors import NodeError
 from inference_node.gateway.config import GatewayConfig
 from inference_node.gateway.program import command
 from inference_node.gateway.render import render
 from tests.adapter_store.waiting import wait_until
 from tests.chaos.bench import Bench
+from tests.chaos.fleet.callers import Call, Caller
+from tests.chaos.fleet.flipper import Flipper
 from tests.chaos.fleet.site import HOST, FleetNode, running_fleet
 from tests.chaos.fleet.tattoos import Tattoos
 from tests.chaos.row import Row
-from tests.conftest import open_endpoint
 from tests.inference_node.tattoo import Verdict
 
-TENANT = "default"
 SECONDS, RATE = 600.0, 30.0
 SHORTEST_S = 20.0
 NODES, ADAPTERS, CALLERS = 3, 64, 8
 FAULTS = 10
 """In the full run: one a minute."""
-PUBLISH_EVERY_S = 2.0
-ROLLBACK_EVERY = 15
-"""One change of so many is a rollback."""
 OUTAGE_S = 10.0
 LEAVE_S = 120.0
 """In which a drained node must have left."""
@@ -80,8 +65,6 @@ FREE = (DRAIN, REDIS)
 _PATIENCE_S = 240.0
 FIRST_OF_CONTROL = 100
 """Versions that no other part of the row has published."""
-_SHORT = Stopping(max_new_tokens=4, ignore_eos=True)
-_LIMITS = Limits(publish_s=5.0, settle_s=2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +77,6 @@ class Window:
 
     def touches(self, call: Call) -> bool:
         return call.began <= self.ended and call.ended >= self.began
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request, and what came of it."""
-
-    adapter: int
-    began: float
-    ended: float
-    verdict: Verdict | None
-    """None where it ended with an error."""
-    reason: str = ""
-    retryable: bool = True
-    older: str = ""
-    """How it fell behind what its caller had seen."""
 
 
 def run(scale: float, seed: int, bench: Bench) -> Row:
@@ -180,137 +148,6 @@ def _kind_of(call: Call, windows: Sequence[Window]) -> str:
     """The fault that a lost request met: one that may cost some before one that may not."""
     met = [window.kind for window in windows if window.touches(call)]
     return min(met, key=lambda kind: kind in FREE, default="nothing")
-
-
-class Caller:
-    """Asks for adapters in turn at a steady rate, and carries what it saw."""
-
-    def __init__(self, front: str, adapters: int, rate: float, seed: int) -> None:
-        self.calls: list[Call] = []
-        self._front = front
-        self._adapters = adapters
-        self._pause = 1 / rate
-        self._rng = random.Random(seed)
-        self._seen: Counter[int] = Counter()
-
-    def run(self, stop: threading.Event) -> None:
-        with Client(self._front, monotonic=True) as client:
-            due = time.monotonic() + self._rng.random() * self._pause
-            while not stop.wait(max(0.0, due - time.monotonic())):
-                due = max(due + self._pause, time.monotonic())
-                self.ask(client, self._popular())
-
-    def _popular(self) -> int:
-        """Some adapters are asked for far more often than others."""
-        return min(int(self._rng.paretovariate(0.6)) - 1, self._adapters - 1)
-
-    def ask(self, client: Client, adapter: int, *, min_generation: int = 0) -> None:
-        """One request, noted."""
-        self.calls.append(self._call(client, adapter, min_generation))
-
-    def _call(self, client: Client, adapter: int, min_generation: int) -> Call:
-        began = time.monotonic()
-        try:
-            answer = client.generate(
-                "x",
-                adapter=f"tattoo-{adapter}",
-                stopping=_SHORT,
-                min_generation=min_generation,
-                timeout=30,
-            )
-        except NodeError as error:
-            retryable = error.retry_after is not None or error.reason == "NODE_UNREACHABLE"
-            text = f"{error.reason}: {error}"
-            return Call(adapter, began, time.monotonic(), None, text, retryable)
-        served, before = answer.served, self._seen[adapter]
-        self._seen[adapter] = max(before, served.generation)
-        older = ""
-        if served.generation < before:
-            older = f"adapter {adapter} went from generation {before} to {served.generation}"
-        verdict = Tattoos.read(adapter, served.version, answer.token_ids)
-        return Call(adapter, began, time.monotonic(), verdict, older=older)
-
-
-class Flipper:
-    """Changes one adapter after the other, through the barrier."""
-
-    def __init__(
-        self,
-        endpoints: Endpoints,
-        tattoos: Tattoos,
-        adapters: int,
-        rng: random.Random,
-        *,
-        first: int = 1,
-    ) -> None:
-        """`first` is the version that each adapter begins with."""
-        self.done: Counter[str] = Counter()
-        self.troubles: list[str] = []
-        self._tattoos = tattoos
-        self._adapters = adapters
-        self._rng = rng
-        self._first = first
-        self._versions: dict[int, int] = {}
-        """Of each adapter, the version that is made next."""
-        self._registry = open_registry(endpoints.redis_url)
-        self._publisher = Publisher(
-            open_endpoint(endpoints),
-            lock=open_lock(endpoints.redis_url),
-            announcer=open_announcer(endpoints.redis_url),
-            actor="fleet",
-            warn=lambda text: None,
-            limits=_LIMITS,
-        )
-
-    def begin(self) -> None:
-        """The first version of every adapter."""
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(self.publish, range(self._adapters)))
-
-    def run(self, stop: threading.Event) -> None:
-        for number in range(1, 10**6):
-            if stop.wait(PUBLISH_EVERY_S):
-                return
-            adapter = self._rng.randrange(self._adapters)
-            try:
-                self._change(adapter, back=number % ROLLBACK_EVERY == 0)
-            except (StoreUnavailable, OutcomeUnknown):
-                self.done["away"] += 1
-            except StoreError as error:
-                self.troubles.append(f"adapter {adapter}: {type(error).__name__}: {error}")
-
-    def _change(self, adapter: int, *, back: bool) -> None:
-        name = f"tattoo-{adapter}"
-        if back and self._versions[adapter] > 2:
-            self._publisher.rollback(TENANT, name)
-            self.done["rolled back"] += 1
-            return
-        local, label = self._next(adapter)
-        staged = self._publisher.stage(TENANT, name, local, label=label)
-        version = staged.record.staged
-        assert version is not None
-        subject = Subject(TENANT, name, staged.gen, version.base, version.vdig)
-        try:
-            Barrier(self._registry, subject).wait(
-                Quorum(), timeout_s=OUTAGE_S, show=lambda seen: None
-            )
-        except NotReady:
-            self.done["not ready"] += 1
-            return
-        except FleetUnseen:
-            self.done["unseen"] += 1
-        self._publisher.activate(TENANT, name, expect_gen=staged.gen)
-        self.done["flipped"] += 1
-
-    def publish(self, adapter: int) -> int:
-        """New content, to everybody at once; the generation it got."""
-        local, label = self._next(adapter)
-        return self._publisher.publish(TENANT, f"tattoo-{adapter}", local, label=label).gen
-
-    def _next(self, adapter: int) -> tuple[LocalAdapter, str]:
-        version = self._versions.setdefault(adapter, self._first)
-        self._versions[adapter] += 1
-        return self._tattoos.adapter(adapter, version), f"v{version}"
 
 
 def misfortunes(

@@ -1,0 +1,80 @@
+"""Callers of a fleet: they ask at a steady rate, and carry the generations they saw."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from inference_node.client import Client, Stopping
+from inference_node.errors import NodeError
+from tests.chaos.fleet.tattoos import Tattoos
+from tests.inference_node.tattoo import Verdict
+
+_SHORT = Stopping(max_new_tokens=4, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, and what came of it."""
+
+    adapter: int
+    began: float
+    ended: float
+    verdict: Verdict | None
+    """None where it ended with an error."""
+    reason: str = ""
+    retryable: bool = True
+    older: str = ""
+    """How it fell behind what its caller had seen."""
+
+
+class Caller:
+    """Asks for adapters in turn at a steady rate, and carries what it saw."""
+
+    def __init__(self, front: str, adapters: int, rate: float, seed: int) -> None:
+        self.calls: list[Call] = []
+        self._front = front
+        self._adapters = adapters
+        self._pause = 1 / rate
+        self._rng = random.Random(seed)
+        self._seen: Counter[int] = Counter()
+
+    def run(self, stop: threading.Event) -> None:
+        with Client(self._front, monotonic=True) as client:
+            due = time.monotonic() + self._rng.random() * self._pause
+            while not stop.wait(max(0.0, due - time.monotonic())):
+                due = max(due + self._pause, time.monotonic())
+                self.ask(client, self._popular())
+
+    def _popular(self) -> int:
+        """Some adapters are asked for far more often than others."""
+        return min(int(self._rng.paretovariate(0.6)) - 1, self._adapters - 1)
+
+    def ask(self, client: Client, adapter: int, *, min_generation: int = 0) -> None:
+        """One request, noted."""
+        self.calls.append(self._call(client, adapter, min_generation))
+
+    def _call(self, client: Client, adapter: int, min_generation: int) -> Call:
+        began = time.monotonic()
+        try:
+            answer = client.generate(
+                "x",
+                adapter=f"tattoo-{adapter}",
+                stopping=_SHORT,
+                min_generation=min_generation,
+                timeout=30,
+            )
+        except NodeError as error:
+            retryable = error.retry_after is not None or error.reason == "NODE_UNREACHABLE"
+            text = f"{error.reason}: {error}"
+            return Call(adapter, began, time.monotonic(), None, text, retryable)
+        served, before = answer.served, self._seen[adapter]
+        self._seen[adapter] = max(before, served.generation)
+        older = ""
+        if served.generation < before:
+            older = f"adapter {adapter} went from generation {before} to {served.generation}"
+        verdict = Tattoos.read(adapter, served.version, answer.token_ids)
+        return Call(adapter, began, time.monotonic(), verdict, older=older)
