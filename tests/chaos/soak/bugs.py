@@ -10,7 +10,7 @@ from unittest.mock import patch
 from inference_node.engine.admission import Admission
 from inference_node.engine.loop import EngineLoop
 from inference_node.engine.sequence import Sequence
-from tests.chaos.stateful.bugs import BUGS, remember_routing
+from tests.chaos.stateful.bugs import BUGS, follow_the_name, remember_routing
 
 FLIP, STALE_MEMO = "a flip in mid-request", "a stale routing memo"
 NAMED_CACHE, KEPT_LEASE = "a prefix cache keyed by name", "a lease that outlives who left"
@@ -23,12 +23,7 @@ def flip_running() -> AbstractContextManager[Any]:
     def turn(self: EngineLoop) -> bool:
         stuck = honest(self)
         for sequence in self._scheduler.running:
-            entry = sequence.entry
-            if entry is not None and sequence.lease is not None:
-                now = self._slots.serving(entry.tenant, entry.adapter)
-                if now is not None and now is not entry:
-                    self._slots.release(sequence.lease)
-                    sequence.entry, sequence.lease = now, self._slots.lease(now.key)
+            follow_the_name(self, sequence)
         return stuck
 
     return patch.object(EngineLoop, "_turn", turn)

@@ -80,6 +80,17 @@ def release_twice() -> AbstractContextManager[Any]:
     return patch.object(Admission, "withdraw", withdraw)
 
 
+def follow_the_name(loop: EngineLoop, sequence: requests.Sequence) -> None:
+    """A request that has its version goes on with what its name means by now."""
+    entry = sequence.entry
+    if entry is None or sequence.lease is None:
+        return
+    now = loop._slots.serving(entry.tenant, entry.adapter)
+    if now is not None and now is not entry:
+        loop._slots.release(sequence.lease)
+        sequence.entry, sequence.lease = now, loop._slots.lease(now.key)
+
+
 def resolve_again() -> AbstractContextManager[Any]:
     """A request that was preempted goes on with what its name means by then."""
     honest = EngineLoop._turn
@@ -87,12 +98,8 @@ def resolve_again() -> AbstractContextManager[Any]:
     def turn(self: EngineLoop) -> bool:
         stuck = honest(self)
         for sequence in self._scheduler.waiting:
-            entry = sequence.entry
-            if sequence.produced and entry is not None and sequence.lease is not None:
-                now = self._slots.serving(entry.tenant, entry.adapter)
-                if now is not None and now is not entry:
-                    self._slots.release(sequence.lease)
-                    sequence.entry, sequence.lease = now, self._slots.lease(now.key)
+            if sequence.produced:
+                follow_the_name(self, sequence)
         return stuck
 
     return patch.object(EngineLoop, "_turn", turn)
