@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -98,6 +99,8 @@ def run(scale: float, seed: int, bench: Bench) -> Row:
                 windows = misfortunes(stack, nodes, count=count, seconds=seconds)
                 lasted = time.monotonic() - began
             broken = flipper.troubles + apart_in_the_end(stack.endpoints)
+            if not flipper.done["flipped"]:
+                broken.append("nothing was flipped")
         caught = a_node_that_keeps_adapters_by_name_is_noticed(stack.endpoints, tattoos, bench)
     calls = [call for caller in callers for call in caller.calls]
     broken += [text for call in calls for text in judged(call, windows)]
@@ -253,16 +256,16 @@ def a_node_that_keeps_adapters_by_name_is_noticed(
 
 @contextlib.contextmanager
 def running(workers: Sequence[Caller | Flipper]) -> Iterator[None]:
+    """For as long as the block; raises what a worker broke down with."""
     stop = threading.Event()
-    threads = [threading.Thread(target=worker.run, args=(stop,)) for worker in workers]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(len(workers)) as pool:
+        tasks = [pool.submit(worker.run, stop) for worker in workers]
+        try:
+            yield
+        finally:
+            stop.set()
+    for task in tasks:
+        task.result()
 
 
 def _answers(address: str) -> None:

@@ -1,0 +1,54 @@
+"""What F2 calls broken; the row itself runs in tests/chaos/test_rows.py."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.chaos.fleet.callers import Call, Caller
+from tests.chaos.fleet.faults import DRAIN, KILL, Window, judged, running
+from tests.inference_node.tattoo import Verdict
+
+WINDOWS = (Window(KILL, 10.0, 14.0), Window(DRAIN, 12.0, 20.0))
+
+
+def test_an_answer_by_the_right_version_breaks_nothing() -> None:
+    assert list(judged(Call(0, 1.0, 2.0, Verdict.RIGHT), WINDOWS)) == []
+
+
+@pytest.mark.parametrize("found", [one for one in Verdict if one is not Verdict.RIGHT])
+def test_any_other_answer_is_broken_whatever_was_the_matter(found: Verdict) -> None:
+    assert len(list(judged(Call(0, 11.0, 13.0, found), WINDOWS))) == 1
+
+
+def test_an_answer_older_than_its_caller_saw_is_broken() -> None:
+    assert list(judged(Call(0, 1.0, 2.0, Verdict.RIGHT, older="older"), WINDOWS)) == ["older"]
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "retryable", "broken"),
+    [
+        (9.0, 11.0, True, 0),
+        (9.0, 11.0, False, 1),
+        (13.0, 15.0, True, 0),
+        (15.0, 16.0, True, 1),
+        (21.0, 22.0, True, 1),
+    ],
+    ids=["a kill", "no word on when", "a kill and a drain", "a drain", "nothing"],
+)
+def test_a_request_may_be_lost_to_a_kill_and_to_nothing_that_costs_none(
+    began: float, ended: float, retryable: bool, broken: int
+) -> None:
+    call = Call(0, began, ended, None, "NODE_UNREACHABLE", retryable)
+    assert len(list(judged(call, WINDOWS))) == broken
+
+
+class Broken(Caller):
+    def run(self, stop: threading.Event) -> None:
+        raise ZeroDivisionError
+
+
+def test_a_caller_that_breaks_down_is_not_taken_for_one_that_found_nothing() -> None:
+    with pytest.raises(ZeroDivisionError), running([Broken("", 1, 1.0, 0)]):
+        pass
