@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from adapter_store.memory import MemoryStore
+from adapter_store.reader import Reader
 from inference_node.errors import AdapterNotFound, DeadlineExpired, NodeError, StaleNode, StoreDown
 from inference_node.request import Served
+from tests.adapter_store.publishing import ADAPTER, TENANT, publish
 from tests.chaos.soak.judge import Asked, Judge
 from tests.chaos.soak.resources import Resources, leaked
 from tests.inference_node.tattoo import BASE, Mark, Verdict
@@ -90,6 +93,24 @@ def test_a_failure_is_wrong_unless_something_was_the_matter(
     judge: Judge, error: NodeError, asked: Asked, troubled: bool, broken: int
 ) -> None:
     judge.failed(asked, error, store_troubled=troubled)
+    assert judge.broken == broken
+
+
+@pytest.mark.parametrize(
+    ("gen", "label", "content", "broken"),
+    [(1, "v1", 0, 0), (2, "v2", 1, 0), (2, "v1", 0, 1), (1, "v2", 1, 1), (2, "v1", 1, 1)],
+    ids=["first", "second", "gone by then", "too soon", "another's label"],
+)
+def test_an_answer_by_what_its_generation_never_served_is_wrong_once_the_log_is_read(
+    gen: int, label: str, content: int, broken: int
+) -> None:
+    store = MemoryStore()
+    digests = [publish(store, seed).vdig for seed in (1, 2)]
+    judge = Judge(dict.fromkeys(digests, MARK))
+    asked = replace(ASKED, name=ADAPTER, ref=ADAPTER)
+    judge.started(asked, Served(TENANT, ADAPTER, label, gen, digests[content]))
+    assert judge.broken == 0
+    judge.check_log(Reader(store), [ADAPTER])
     assert judge.broken == broken
 
 
