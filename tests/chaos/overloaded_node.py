@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ from inference_node.rpc.mailbox import Mailbox
 from inference_node.rpc.quotas import quota_table
 from inference_node.rpc.server import serve
 from tests.adapter_store.crowd import name
+from tests.chaos.resources import resources_of
 from tests.inference_node.tiny import make_adapter, make_checkpoint
 
 VICTIM, FLOOD = "victim", "flood"
@@ -179,7 +181,12 @@ def main() -> None:
 
     def look() -> dict[str, float]:
         gc.collect()
-        return {"rss_mib": _resident_mib(), "most_fetches": store.most, "fetches": store.fetches}
+        held = resources_of(os.getpid())
+        return {
+            "rss_mib": held.resident_mib,
+            "most_fetches": store.most,
+            "fetches": store.fetches,
+        }
 
     def begin(bug: str) -> None:
         """Nothing is owed and nothing counted yet; the node has this bug, or none."""
@@ -202,11 +209,6 @@ def main() -> None:
     )
     threading.Thread(target=wire.serve, args=(started,), daemon=True).start()
     asyncio.run(serve(engine, config, on_ready=port.set_result))
-
-
-def _resident_mib() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 if __name__ == "__main__":

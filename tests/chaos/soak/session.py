@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from inference_node.client import AsyncClient, AsyncOperator, Tier
+from tests.chaos.resources import Resources, leaked, resources_of
 from tests.chaos.soak.callers import Callers, is_idle
 from tests.chaos.soak.judge import Judge
 from tests.chaos.soak.publishing import Publishing
-from tests.chaos.soak.resources import Resources, leaked, resources_of
 from tests.chaos.soak.site import SoakNode
 from tests.chaos.soak.weather import Weather
 

@@ -11,8 +11,8 @@ from adapter_store.reader import Reader
 from inference_node.errors import AdapterNotFound, DeadlineExpired, NodeError, StaleNode, StoreDown
 from inference_node.request import Served
 from tests.adapter_store.publishing import ADAPTER, TENANT, publish
+from tests.chaos.resources import Resources, leaked
 from tests.chaos.soak.judge import Asked, Judge
-from tests.chaos.soak.resources import Resources, leaked
 from tests.inference_node.tattoo import BASE, Mark, Verdict
 
 MARK, NEXT = Mark(1, 1), Mark(1, 2)
