@@ -179,50 +179,72 @@ def _watch(
     patience: float,
     silent: bool,
 ) -> None:
-    """Returns when the canary has done well for long enough.
+    """Returns when the canary has done well for long enough, and is seen to.
 
     Raises CanaryStopped after it was rolled back, or where too little was asked for to judge it;
     Conflict when somebody else has changed the adapter.
     """
     began = said = time.monotonic()
     while True:
+        known = unseen = False
         try:
-            active, canary = trial.look()
-            _check_untouched(at, trial)
+            known = _judge(at, trial, bounds)
         except (FleetUnseen, StoreUnavailable) as error:
             # What cannot be seen is neither promoted nor taken back.
-            active, canary = trial.counts()
+            unseen = True
             if not silent:
                 say(f"warning: {error}; the split stands")
-        broken = breaches(active, canary, bounds)
-        if broken:
-            _take_back(at, trial, broken)
         now = time.monotonic()
-        known = enough(active, canary, bounds)
-        if now - began >= seconds and known:
+        left = began + seconds - now
+        if left <= 0 and known:
             return
-        if now - began >= seconds + patience:
-            raise CanaryStopped(
-                f"{canary.ended} requests of {trial.canary.label} and {active.ended} of "
-                f"{trial.active.label} ended, {bounds.min_answers} of each are needed; the split "
-                f"stands at generation {trial.gen}",
-                hint=f"go on with: adapter-store canary {at.adapter} {trial.canary.label}; end it "
-                f"with: adapter-store rollback {at.adapter}",
-            )
+        if left <= -patience:
+            raise _undecided(at, trial, bounds, unseen=unseen)
         if not silent and now - said >= SAY_S:
             said = now
+            active, canary = trial.counts()
             say(f"{_words(trial.active, active)}; {_words(trial.canary, canary)}")
-        time.sleep(min(LOOK_S, max(0.05, began + seconds - now)))
+        time.sleep(min(LOOK_S, left) if left > 0 else LOOK_S)
 
 
-def _check_untouched(at: Change, trial: Trial) -> None:
-    """Raises Conflict when the split that is watched is no longer the newest word."""
+def _judge(at: Change, trial: Trial, bounds: Bounds) -> bool:
+    """Whether enough is known to promote the canary.
+
+    Raises CanaryStopped after it was rolled back, Conflict as `_untouched` does, FleetUnseen and
+    StoreUnavailable; after those two nothing has changed.
+    """
+    gen = _untouched(at, trial)
+    active, canary = trial.look()
+    broken = breaches(active, canary, bounds)
+    if broken:
+        _take_back(at, trial, broken, gen=gen)
+    return enough(active, canary, bounds)
+
+
+def _undecided(at: Change, trial: Trial, bounds: Bounds, *, unseen: bool) -> CanaryStopped:
+    active, canary = trial.counts()
+    why = (
+        "the nodes or the store could not be seen"
+        if unseen
+        else f"{canary.ended} requests of {trial.canary.label} and {active.ended} of "
+        f"{trial.active.label} ended, {bounds.min_answers} of each are needed"
+    )
+    return CanaryStopped(
+        f"{why}; the split stands at generation {trial.gen}",
+        hint=f"go on with: adapter-store canary {at.adapter} {trial.canary.label}; end it "
+        f"with: adapter-store rollback {at.adapter}",
+    )
+
+
+def _untouched(at: Change, trial: Trial) -> int:
+    """The newest generation, which says what the split says. Raises Conflict when it does not."""
     record = at.head()
     if record.gen != trial.gen and not _is_fence_over(record, trial.split.record):
         raise Conflict(
             f"{at.adapter} is at generation {record.gen}, a {record.kind.value} by {record.actor}; "
             f"the split of generation {trial.gen} is over and nothing was done about it"
         )
+    return record.gen
 
 
 def _is_fence_over(record: Record, split: Record) -> bool:
@@ -230,9 +252,9 @@ def _is_fence_over(record: Record, split: Record) -> bool:
     return record.kind.value == "fence" and record.split == split.split
 
 
-def _take_back(at: Change, trial: Trial, broken: list[str]) -> None:
+def _take_back(at: Change, trial: Trial, broken: list[str], *, gen: int) -> None:
     """Roll back, and say why. Raises CanaryStopped; whatever else the rollback raises."""
-    done = at.publisher.rollback(at.tenant, at.adapter, expect_gen=at.head().gen)
+    done = at.publisher.rollback(at.tenant, at.adapter, expect_gen=gen)
     raise CanaryStopped(
         f"{trial.canary.label} was taken back, {trial.active.label} serves everybody under "
         f"generation {done.gen}: {'; '.join(broken)}",
@@ -243,7 +265,7 @@ def _take_back(at: Change, trial: Trial, broken: list[str]) -> None:
 
 def _promote(at: Change, trial: Trial, *, silent: bool) -> Published:
     label = f"sha256:{trial.canary.vdig}"
-    watched = await_ready(
+    await_ready(
         at.settings,
         at.store,
         at.tenant,
@@ -252,8 +274,8 @@ def _promote(at: Change, trial: Trial, *, silent: bool) -> Published:
         patience=Patience(None, 60.0, wait=True),
         silent=silent,
     )
-    expected = trial.gen if watched is None else watched.gen
-    return at.publisher.activate(at.tenant, at.adapter, label=label, expect_gen=expected)
+    gen = _untouched(at, trial)
+    return at.publisher.activate(at.tenant, at.adapter, label=label, expect_gen=gen)
 
 
 def _words(version: VersionRef, count: ArmCount) -> str:

@@ -12,6 +12,8 @@ import pytest
 
 from adapter_store.arms import ArmCount
 from adapter_store.cli import canary
+from adapter_store.commit import Publisher
+from adapter_store.errors import FleetUnseen, StoreUnavailable
 from adapter_store.fleet import Copy, Holding, Standing
 from adapter_store.reader import Reader
 from adapter_store.record import Record, RecordKind
@@ -154,6 +156,61 @@ def test_what_somebody_else_does_meanwhile_ends_the_watch_and_stays(
     head = traffic.head()
     assert head.active is not None
     assert (head.gen, head.active.label) == (4, "v3")
+
+
+@pytest.mark.parametrize("moment", ["breaches", "await_ready"])
+def test_what_somebody_else_does_at_the_last_moment_is_neither_undone_nor_built_upon(
+    shell: Shell, traffic: Traffic, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    judged = getattr(canary, moment)
+
+    def meanwhile(*arguments: object, **named: object) -> object:
+        other = Publisher(traffic.store, actor="somebody else", warn=print)
+        other.split("default", "pirate", {"v1": 50, "v2": 50})
+        return judged(*arguments, **named)
+
+    monkeypatch.setattr(canary, moment, meanwhile)
+    broken = moment == "breaches"
+    with traffic.flowing(v1=answered(9), v2=answered(2, failed=20 * broken)):
+        ran = shell.run(*QUICK)
+    assert (ran.code, "is at generation 4" in ran.err) == (4, True), ran.err
+    assert [arm.weight for arm in traffic.head().split] == [50, 50]
+
+
+def test_a_canary_that_is_out_of_sight_when_its_time_is_over_is_not_promoted(
+    shell: Shell, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = canary.Trial.look
+
+    def look_until_enough(trial: canary.Trial) -> tuple[ArmCount, ArmCount]:
+        active, ours = trial.counts()
+        if min(active.ended, ours.ended) >= 20:
+            raise FleetUnseen("Redis is away")
+        return look(trial)
+
+    monkeypatch.setattr(canary.Trial, "look", look_until_enough)
+    with traffic.flowing(v1=answered(90), v2=answered(20)):
+        ran = shell.run(*QUICK, "--patience", "0.3")
+    assert (ran.code, "could not be seen; the split stands at generation 3" in ran.err) == (4, True)
+    assert traffic.head().kind is RecordKind.SPLIT
+
+
+def test_a_store_that_is_away_for_a_moment_does_not_keep_a_bad_canary(
+    shell: Shell, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollback, tried = Publisher.rollback, []
+
+    def second_time(publisher: Publisher, tenant: str, adapter: str, *, expect_gen: int) -> object:
+        tried.append(expect_gen)
+        if len(tried) == 1:
+            raise StoreUnavailable("the store is away")
+        return rollback(publisher, tenant, adapter, expect_gen=expect_gen)
+
+    monkeypatch.setattr(Publisher, "rollback", second_time)
+    with traffic.flowing(v1=answered(9), v2=answered(2, failed=20)):
+        ran = shell.run("canary", "pirate", "v2", "--for", "600")
+    assert (ran.code, "v2 was taken back" in ran.err) == (4, True), ran.err
+    assert (tried, traffic.head().kind) == ([3, 3], RecordKind.ROLLBACK)
 
 
 def test_a_killed_watcher_leaves_a_split_that_the_next_one_goes_on_with(
