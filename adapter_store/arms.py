@@ -1,8 +1,8 @@
 """How requests of each version of an adapter went: counted on nodes, summed, and judged.
 
-Counts only rise while a node lives, and a node that restarts is another. So whoever watches for a
-while takes what each node adds to its count at the first look, and loses nothing when nodes come
-and go: the last that was heard of a node stays in the sum.
+A node that restarts is another, and one that forgot a version counts it from zero again. So whoever
+watches for a while takes what each node adds from look to look, and loses nothing when nodes come
+and go: what was heard of a node stays in the sum.
 """
 
 from __future__ import annotations
@@ -76,23 +76,25 @@ def decode_arms(text: str) -> dict[str, ArmCount]:
 class Watch:
     """What the versions of one adapter did over a fleet since the first look."""
 
-    _before: dict[str, Arms] = field(default_factory=dict)
     _last: dict[str, Arms] = field(default_factory=dict)
+    """By node."""
+    _added: dict[str, ArmCount] = field(default_factory=dict)
+    """By digest."""
     _looked: bool = False
 
     def take(self, told: Mapping[str, Arms]) -> None:
         """What each node says now; a node that was not there at the first look counts from zero."""
-        if not self._looked:
-            self._before = dict(told)
-            self._looked = True
-        self._last.update(told)
+        for node, arms in told.items():
+            last = self._last.get(node, {})
+            if self._looked:
+                for digest, count in arms.items():
+                    added = _since(last.get(digest, _NOTHING), count)
+                    self._added[digest] = self.of(digest) + added
+            self._last[node] = {**last, **arms}
+        self._looked = True
 
     def of(self, digest: str) -> ArmCount:
-        total = _NOTHING
-        for node, arms in self._last.items():
-            before = self._before.get(node, {}).get(digest, _NOTHING)
-            total += arms.get(digest, _NOTHING) - before
-        return total
+        return self._added.get(digest, _NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,11 @@ def breaches(active: ArmCount, canary: ArmCount, bounds: Bounds) -> list[str]:
 def enough(active: ArmCount, canary: ArmCount, bounds: Bounds) -> bool:
     """Whether so many requests of both have ended that they can be compared."""
     return min(active.ended, canary.ended) >= bounds.min_answers
+
+
+def _since(last: ArmCount, now: ArmCount) -> ArmCount:
+    """What was added; all of it where fewer have ended than before, for then it began anew."""
+    return now if now.ended < last.ended else now - last
 
 
 def _is_count(count: ArmCount) -> bool:

@@ -40,6 +40,17 @@ def test_a_watch_sums_what_came_since_it_began_whatever_nodes_do() -> None:
     assert watch.of(V2).completed == 2
 
 
+def test_a_node_that_forgot_a_version_and_counts_anew_takes_nothing_from_the_sum() -> None:
+    watch = Watch()
+    watch.take({"node": {V1: count(1000), V2: count(3)}})
+    watch.take({"node": {V1: count(1010), V2: count(4, failed=6)}})
+    watch.take({"node": {V1: count(1), V2: count(0, failed=2)}})
+    watch.take({})
+    watch.take({"node": {V1: count(5)}})
+    assert watch.of(V1).completed == 10 + 5
+    assert (watch.of(V2).completed, watch.of(V2).failed) == (1, 6 + 2)
+
+
 def test_a_canary_that_does_as_well_as_the_others_breaks_nothing() -> None:
     assert breaches(GOOD, count(), BOUNDS) == []
     assert enough(GOOD, count(), BOUNDS)
