@@ -35,16 +35,16 @@ class Fleet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Quorum:
-    """How many of the nodes must be ready: a number of them, or a share from 0 to 1."""
+    """How many of the nodes must be ready: a number of them, or so many per cent."""
 
     count: int | None = None
-    share: float = 1.0
+    percent: int = 100
 
     def of(self, nodes: int) -> int:
         """Never more than there are, and of a share never fewer than it."""
         if self.count is not None:
             return min(self.count, nodes)
-        return -int(-nodes * self.share // 1)
+        return -(-nodes * self.percent // 100)
 
 
 def parse_quorum(text: str) -> Quorum:
@@ -54,7 +54,7 @@ def parse_quorum(text: str) -> Quorum:
         return Quorum()
     if number.isascii() and number.isdigit() and len(number) <= 6:
         if text != number and int(number) <= 100:
-            return Quorum(share=int(number) / 100)
+            return Quorum(percent=int(number))
         if text == number:
             return Quorum(count=int(number))
     raise InvalidSetting(f"{text!r} is no quorum", hint="say all, a number of nodes, or 80%")

@@ -114,7 +114,8 @@ def test_what_is_no_quorum_is_refused(text: str) -> None:
 
 
 def test_a_share_is_never_rounded_down() -> None:
-    assert [Quorum(share=0.8).of(nodes) for nodes in range(6)] == [0, 1, 2, 3, 4, 4]
+    assert [Quorum(percent=80).of(nodes) for nodes in range(6)] == [0, 1, 2, 3, 4, 4]
+    assert [Quorum(percent=percent).of(100) for percent in range(101)] == list(range(101))
     assert Quorum(count=5).of(3) == 3
 
 
