@@ -87,14 +87,25 @@ class FleetRegistry:
             pipe.pexpire(key, round(lease_s * 1000))
             pipe.execute()
 
-    def tell_arms(self, node: str, arms: Mapping[Name, Arms], *, lease_s: float = LEASE_S) -> None:
+    def tell_arms(
+        self,
+        node: str,
+        arms: Mapping[Name, Arms],
+        gone: Iterable[Name] = (),
+        *,
+        lease_s: float = LEASE_S,
+    ) -> None:
         """Put these in the place of what was told of the same adapters. Raises FleetUnseen."""
+        key = arms_key(node)
         told: dict[Any, Any] = {_field(name): encode_arms(one) for name, one in arms.items()}
-        if told:
-            with _reached(), self._client.pipeline(transaction=False) as pipe:
-                pipe.hset(arms_key(node), mapping=told)
-                pipe.pexpire(arms_key(node), round(lease_s * 1000))
-                pipe.execute()
+        lost = [_field(name) for name in gone]
+        with _reached(), self._client.pipeline(transaction=False) as pipe:
+            if told:
+                pipe.hset(key, mapping=told)
+            if lost:
+                pipe.hdel(key, *lost)
+            pipe.pexpire(key, round(lease_s * 1000))
+            pipe.execute()
 
     def arms_of(self, nodes: Sequence[str], tenant: str, adapter: str) -> dict[str, Arms]:
         """How the versions of one adapter do, by node. Raises FleetUnseen."""

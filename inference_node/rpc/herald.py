@@ -42,7 +42,7 @@ class Registry(Protocol):
         self, node: str, changed: Sequence[Holding], gone: Iterable[Name], /, *, anew: bool
     ) -> None: ...
 
-    def tell_arms(self, node: str, arms: Mapping[Name, Arms], /) -> None: ...
+    def tell_arms(self, node: str, arms: Mapping[Name, Arms], gone: Iterable[Name], /) -> None: ...
 
     def leave(self, node: str, /) -> None: ...
 
@@ -162,8 +162,9 @@ class Herald:
         arms = self._arms()
         told = self._told_arms
         moved = {name: counts for name, counts in arms.items() if told.get(name) != counts}
-        if moved:
-            self._registry.tell_arms(self._who.id, moved)
+        gone = told.keys() - arms.keys()
+        if moved or gone:
+            self._registry.tell_arms(self._who.id, moved, gone)
         self._told_arms = arms
 
     def _draw(self) -> NodeCard:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
+from adapter_store.arms import ArmCount
 from adapter_store.errors import FleetUnseen
 from adapter_store.fleet import Standing
 from adapter_store.notify import open_hints
-from adapter_store.registry import NODES, FleetRegistry, holds_key, node_key, open_registry
-from tests.adapter_store.fleet_cards import card, holding
+from adapter_store.registry import (
+    NODES,
+    FleetRegistry,
+    arms_key,
+    holds_key,
+    node_key,
+    open_registry,
+)
+from tests.adapter_store.fleet_cards import card, digest, holding
 from tests.adapter_store.waiting import wait_until
 
 pytestmark = pytest.mark.services
@@ -32,6 +40,17 @@ def test_what_nodes_tell_is_read_by_node_and_by_adapter(registry: FleetRegistry)
     assert registry.holdings("2") == [holding("tone", 4, "v2")]
     found = registry.holdings_of(["1", "2", "3"], "default", "tone")
     assert found == {"1": TONE, "2": holding("tone", 4, "v2")}
+
+
+def test_how_versions_do_is_read_by_adapter_and_what_a_node_forgot_is_gone(
+    registry: FleetRegistry, redis_client: Redis
+) -> None:
+    arms = {digest("v1"): ArmCount(3, tokens=60, seconds=1.5), digest("v2"): ArmCount(failed=1)}
+    registry.tell_arms("1", {TONE.name: arms, VOICE.name: arms})
+    assert registry.arms_of(["1", "2"], *TONE.name) == {"1": arms}
+    registry.tell_arms("1", {}, [VOICE.name])
+    assert registry.arms_of(["1"], *VOICE.name) == {}
+    assert redis_client.hlen(arms_key("1")) == 1
 
 
 def test_a_node_that_dies_is_gone_when_its_lease_ends_and_one_that_leaves_at_once(

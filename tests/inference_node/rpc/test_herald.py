@@ -51,9 +51,11 @@ class Memory:
         for name in gone:
             self.held.pop(name)
 
-    def tell_arms(self, node: str, arms: Mapping[Name, Arms]) -> None:
+    def tell_arms(self, node: str, arms: Mapping[Name, Arms], gone: Iterable[Name]) -> None:
         self._call("arms")
         self.arms.update(arms)
+        for name in gone:
+            self.arms.pop(name)
 
     def leave(self, node: str) -> None:
         self._call("leave")
@@ -208,3 +210,7 @@ def test_how_versions_do_is_told_with_each_renewal_and_again_when_it_was_lost() 
     desk.now += HEARTBEAT
     assert desk.turn(TONE) == ["announce", "tell", "arms"]
     assert desk.memory.arms == arms
+    desk.arms = {}
+    desk.now += HEARTBEAT
+    assert desk.turn(TONE) == ["announce", "arms"]
+    assert desk.memory.arms == {}, "what the node forgot takes no room in Redis"
