@@ -27,7 +27,8 @@ PERIOD = 0.5
 """Seconds between two looks at what the node has."""
 HEARTBEAT = 2.0
 """Seconds between two renewals of the lease, when nothing changes."""
-LOOK_SECONDS = 30.0
+LOOK_SECONDS = 5.0
+"""How long a busy engine is waited for; with HEARTBEAT less than a lease, or it would end one."""
 LEAVE_SECONDS = 3.0
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from adapter_store.arms import ArmCount, Arms
 from adapter_store.errors import FleetUnseen
 from adapter_store.fleet import Holding, Name, NodeCard, Standing, State, residency_digest
+from adapter_store.registry import LEASE_S
 from inference_node.client import Client
 from inference_node.errors import Draining
+from inference_node.rpc import herald
 from inference_node.rpc.herald import HEARTBEAT, Herald, Identity
 from inference_node.rpc.limits import ServerConfig
 from inference_node.rpc.server import Membership, reached_at
@@ -156,6 +159,22 @@ def test_a_stopping_engine_ends_no_lease_before_the_node_leaves() -> None:
     assert desk.turn() == ["announce"]
     assert desk.memory.cards["n1"].state is State.DRAINING
     assert desk.told == [TONE]
+
+
+def test_an_engine_that_is_busy_for_long_does_not_end_its_nodes_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk()
+    desk.turn(TONE)
+    monkeypatch.setattr(desk.control, "holdings", Future)
+    monkeypatch.setattr(herald, "LOOK_SECONDS", 0.0)
+    desk.now += HEARTBEAT
+    assert desk.turn() == ["announce"]
+    assert desk.told == [TONE]
+
+
+def test_a_look_at_a_busy_engine_is_over_before_the_lease_is() -> None:
+    assert HEARTBEAT + herald.PERIOD + herald.LOOK_SECONDS < LEASE_S
 
 
 def test_a_server_is_in_the_fleet_from_its_start_to_its_end() -> None:
