@@ -156,7 +156,7 @@ class FleetRegistry:
     def holdings(self, node: str) -> list[Holding]:
         """All that a node has, by name. Raises FleetUnseen."""
         with _reached():
-            told: Mapping[str, str] = self._client.hgetall(holds_key(node))  # type: ignore[assignment]
+            told: Any = self._client.hgetall(holds_key(node))
         found = (decode_holding(_name(field), text) for field, text in told.items())
         return sorted((one for one in found if one is not None), key=lambda one: one.name)
 
