@@ -40,7 +40,7 @@ class Scenario:
     """How long nodes have been up: what they were asked for since then they know by name."""
     hints: bool = True
     ring_size: int = 65_536
-    """Envoy's minimum_ring_size."""
+    """Envoy's minimum_ring_size; the default is the gateway's."""
     host_gib: float | None = None
     """Memory for adapters on each host; None: the node's default."""
     balance_percent: int = 125

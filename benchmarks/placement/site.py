@@ -85,10 +85,15 @@ def start(stack: EmbeddedStack, base: Path, *, nodes: int, settings: Mapping[str
     file.write_text(config)
     stack.spawn("gateway", command(file), address=gateway)
     _wait(stack)
+    return Site(listens, scrapes, gateway, points(config))
+
+
+def points(config: str) -> int:
+    """How many the ring of a gateway's configuration has at least."""
     clusters = yaml.safe_load(config)["static_resources"]["clusters"]
-    nodes_of_it = next(cluster for cluster in clusters if cluster["name"] == "nodes")
-    ring_size = nodes_of_it["ring_hash_lb_config"]["minimum_ring_size"]
-    return Site(listens, scrapes, gateway, ring_size)
+    nodes = next(cluster for cluster in clusters if cluster["name"] == "nodes")
+    size: int = nodes["ring_hash_lb_config"]["minimum_ring_size"]
+    return size
 
 
 def _wait(stack: EmbeddedStack) -> None:

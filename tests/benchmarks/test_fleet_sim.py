@@ -23,6 +23,9 @@ from benchmarks.fleet_sim.node import Node
 from benchmarks.fleet_sim.rows import scenarios
 from benchmarks.fleet_sim.tiers import LeastRecent, Tiers
 from benchmarks.fleet_sim.traffic import Popularity
+from benchmarks.placement.site import points
+from inference_node.gateway.config import GatewayConfig
+from inference_node.gateway.render import render
 from inference_node.rpc.herald import HEARTBEAT, PERIOD
 
 FIGURES = measured.read()
@@ -47,6 +50,11 @@ def test_an_adapter_belongs_to_the_first_point_at_or_above_its_hash() -> None:
     for key, owner in zip(keys.tolist(), circle.owners(keys).tolist(), strict=True):
         above = [point for point in points if point >= key]
         assert owner == points[min(above or points)]
+
+
+def test_the_simulated_ring_has_as_many_points_as_the_gateways() -> None:
+    config = render(GatewayConfig(nodes=("127.0.0.1:50051",)))
+    assert points(config) == Scenario(3, 1, "ring_bounded", 1).ring_size
 
 
 def test_every_node_has_as_many_points_and_shares_vary_as_those_points_allow() -> None:

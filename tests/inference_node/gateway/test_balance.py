@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from inference_node.client import Client, NodeUnreachable
 from inference_node.errors import (
@@ -53,6 +55,33 @@ def test_every_request_of_an_adapter_reaches_the_same_node_whatever_version_it_n
     assert len(owners) == len(nodes), "the ring gives each node a share"
 
 
+@dataclass(frozen=True)
+class ThousandNodes:
+    """What Envoy says of its ring over so many."""
+
+    points_each: int
+    allocated: int
+    """Bytes of the whole process."""
+
+
+def ring_of_a_thousand(folder: Path, points: int | None) -> ThousandNodes:
+    """Nobody listens: Envoy takes all for well that it does not check."""
+
+    def unchecked(text: str) -> str:
+        config = yaml.safe_load(text)
+        nodes = config["static_resources"]["clusters"][0]
+        del nodes["health_checks"]
+        if points is not None:
+            nodes["ring_hash_lb_config"]["minimum_ring_size"] = points
+        return yaml.safe_dump(config)
+
+    addresses = [f"127.0.{i // 250}.{i % 250 + 1}:9" for i in range(1_000)]
+    with running_gateway(folder, addresses, edit=unchecked) as gateway:
+        memory = json.loads(gateway.get("/memory", at=gateway.config.admin).body)
+        each = gateway.metric("ring_hash_lb_min_hashes_per_host")
+        return ThousandNodes(each, int(memory["allocated"]))
+
+
 def spread_of_a_hot_adapter(folder: Path, nodes: list[LightNode], edit: Edit) -> list[int]:
     """How many of HOT simultaneous requests each node has, most first."""
     for node in nodes:
@@ -74,6 +103,14 @@ def test_a_hot_adapter_spreads_and_no_node_has_much_more_than_its_share(
     most, *_, least = spread_of_a_hot_adapter(tmp_path, nodes, lambda text: text)
     assert most <= 1.25 * HOT / len(nodes) + 1
     assert least > 0
+
+
+def test_a_thousand_nodes_have_many_points_each_and_the_ring_costs_little(
+    envoy: Path, tmp_path: Path
+) -> None:
+    few, many = (ring_of_a_thousand(tmp_path, points) for points in (1_024, None))
+    assert (few.points_each, many.points_each) == (2, 66)
+    assert many.allocated - few.allocated < 8 * 2**20
 
 
 def test_without_bounded_load_one_node_would_have_them_all(
