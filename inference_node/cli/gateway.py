@@ -76,7 +76,10 @@ def gateway_config(
             raise BadConfiguration("--check needs --output: Envoy reads a file")
         typer.echo(text, nl=False)
         return
-    output.write_text(text)
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise BadConfiguration(f"{output} cannot be written: {error.strerror}") from None
     if check:
         check_file(output)
 

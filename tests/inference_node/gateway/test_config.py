@@ -136,6 +136,7 @@ def test_the_command_prints_the_file_and_has_it_checked(
         (("--node-name", "x"), "--node-ca"),
         (("--node-ca", "x", "--node-cert", "y"), "key"),
         (("--listen", "0.0.0.0:80"), "--insecure"),
+        (("--output", "/nowhere/envoy.yaml"), "/nowhere/envoy.yaml cannot be written"),
     ],
 )
 def test_the_command_says_what_is_missing(
