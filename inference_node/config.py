@@ -26,6 +26,9 @@ class EngineConfig:
     """Compute dtype: `auto`, `float32` or `bfloat16`."""
     pool_bytes: int = 256 * 2**20
     """Device memory for adapters."""
+    pool_shares: Mapping[str, float] = field(default_factory=dict)
+    """How many pages the groups of linears have, in proportion, by the name of one linear of the
+    group (`down_proj`); 1 where none is named."""
     resident_bytes: int = 0
     """On CUDA: device memory for base weights that are kept in bfloat16 too, where a measurement at
     the first start says that it is faster."""
@@ -80,6 +83,8 @@ class EngineConfig:
                 raise BadConfiguration(f"{name} must be at least 1")
         if not all(0 < weight < math.inf for weight in self.tenant_weights.values()):
             raise BadConfiguration("tenant_weights must be above 0")
+        if not all(0 < share < math.inf for share in self.pool_shares.values()):
+            raise BadConfiguration("pool_shares must be above 0")
         if self.headroom_pages is not None and self.headroom_pages < 0:
             raise BadConfiguration("headroom_pages must not be negative")
         if self.refuse_stale_after is not None and self.refuse_stale_after < 0:

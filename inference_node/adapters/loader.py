@@ -296,12 +296,14 @@ class Loader:
             )
         pinned = torch.cuda.is_available()
         host = host_adapter(content, self._modules, dtype=self._dtype, pin=pinned)
-        if not self._pool.allocator.fits_empty(host.pages):
-            raise AdapterIncompatible(
-                f"needs {max(host.pages)} pages of a group, the pool has "
-                f"{max(self._pool.allocator.total)}",
-                hint="raise LORAPOOL_POOL_MB",
-            )
+        total = self._pool.allocator.total
+        for group, want, have in zip(self._modules.groups, host.pages, total, strict=True):
+            if want > have:
+                raise AdapterIncompatible(
+                    f"needs {want} pages of {group.name}, the pool has {have}",
+                    hint="raise LORAPOOL_POOL_MB, or the share of the group in "
+                    "LORAPOOL_POOL_SHARES",
+                )
         return host
 
     def _check_base(self, ref: AdapterRef, version: VersionRef) -> None:

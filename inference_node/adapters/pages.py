@@ -5,6 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def pages_for(
+    budget: int, page_bytes: Sequence[int], shares: Sequence[float] | None = None
+) -> tuple[int, ...]:
+    """Pages of every group that `budget` bytes hold, at least one of each.
+
+    Their numbers are to each other as `shares`, equal where None; `page_bytes[g]` is one page's
+    size in group g.
+    """
+    shares = [1.0] * len(page_bytes) if shares is None else shares
+    cost = sum(share * size for share, size in zip(shares, page_bytes, strict=True))
+    return tuple(max(1, int(budget * share / cost)) for share in shares)
+
+
 class PageAllocator:
     """Page numbers of every group. Page 0 of each group is all zeros and never handed out."""
 
@@ -16,10 +29,6 @@ class PageAllocator:
     @property
     def free(self) -> tuple[int, ...]:
         return tuple(len(group) for group in self._free)
-
-    def fits_empty(self, wanted: Sequence[int]) -> bool:
-        """Whether `wanted` pages per group could ever be had."""
-        return all(want <= total for want, total in zip(wanted, self.total, strict=True))
 
     def can_allocate(self, wanted: Sequence[int]) -> bool:
         return all(want <= have for want, have in zip(wanted, self.free, strict=True))

@@ -7,13 +7,13 @@ list can raise, but it cannot serve another tenant's weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from inference_node.adapters.pages import PageAllocator
+from inference_node.adapters.pages import PageAllocator, pages_for
 from inference_node.adapters.versions import Resident
 from inference_node.adapters.weights import HostAdapter
 from inference_node.kernels.lora import GroupPool, ModuleMap, SlotPages
@@ -27,16 +27,25 @@ class AdapterPool:
     """Pool tensors of every group, and which version each page belongs to."""
 
     def __init__(
-        self, modules: ModuleMap, *, pool_bytes: int, dtype: torch.dtype, device: torch.device
+        self,
+        modules: ModuleMap,
+        *,
+        pool_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        shares: Sequence[float] | None = None,
     ) -> None:
-        """As many pages in every group as `pool_bytes` holds, plus the null page 0."""
+        """As many pages as `pool_bytes` holds, plus the null page 0 of every group.
+
+        The groups' numbers of pages are to each other as `shares`; equal where None.
+        """
         self._modules = modules
         elements = [group.shape.page_elements(modules.layers) for group in modules.groups]
         self.group_page_bytes = tuple(count * dtype.itemsize for count in elements)
         """Of one page, in each group."""
         self.page_bytes = sum(self.group_page_bytes)
-        pages = max(1, pool_bytes // self.page_bytes)
-        self.allocator = PageAllocator([pages] * len(modules.groups))
+        total = pages_for(pool_bytes, self.group_page_bytes, shares)
+        self.allocator = PageAllocator(total)
         self.groups = tuple(
             GroupPool(
                 shape=group.shape,
@@ -49,9 +58,9 @@ class AdapterPool:
                     device=device,
                 ),
             )
-            for group in modules.groups
+            for group, pages in zip(modules.groups, total, strict=True)
         )
-        self._stamps = [[0] * (pages + 1) for _ in modules.groups]
+        self._stamps = [[0] * (pages + 1) for pages in total]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def claim(self, staged: Resident) -> None:

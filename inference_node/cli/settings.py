@@ -89,8 +89,11 @@ class NodeSettings(BaseSettings):
     """On CPU, `native`: in C, compiled at the first start. `reference`: in torch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     pool_mb: int = Field(default=_ENGINE.pool_bytes // MIB, ge=1)
-    resident_mb: int = Field(default=_ENGINE.resident_bytes // MIB, ge=0)
     """Device memory for adapters, MiB."""
+    pool_shares: Annotated[dict[str, float], NoDecode, BeforeValidator(_pairs)] = {}
+    """Pages of a group of linears, in proportion: `gate_proj=0.05,down_proj=0.05`; else 1."""
+    resident_mb: int = Field(default=_ENGINE.resident_bytes // MIB, ge=0)
+    """On CUDA: device memory for base weights kept in bfloat16 too, where that is faster, MiB."""
     host_mb: int = Field(default=_ENGINE.host_bytes // MIB, ge=0)
     """Host memory for verified adapters, MiB."""
     cache_mb: int = Field(default=2048, ge=0)
@@ -144,6 +147,7 @@ class NodeSettings(BaseSettings):
             kernels=self.kernels,
             dtype=self.dtype,
             pool_bytes=self.pool_mb * MIB,
+            pool_shares=self.pool_shares,
             resident_bytes=self.resident_mb * MIB,
             host_bytes=self.host_mb * MIB,
             kv_tokens=self.kv_tokens,

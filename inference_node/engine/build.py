@@ -27,6 +27,7 @@ from inference_node.engine.scheduler import Scheduler
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import BadConfiguration, NodeError
 from inference_node.kernels.backend import Backend, NoTriton, choose
+from inference_node.kernels.lora import ModuleMap
 from inference_node.kernels.native import NoCompiler
 from inference_node.model.checkpoint import (
     Base,
@@ -82,6 +83,19 @@ def _backend(config: EngineConfig, base: Base) -> Backend:
         return choose(config.kernels, device=base.device, folder=default_cache_dir() / "kernels")
     except (NoCompiler, NoTriton) as error:
         raise BadConfiguration(f"kernels={config.kernels}: {error}") from error
+
+
+def _shares(config: EngineConfig, modules: ModuleMap) -> tuple[float, ...]:
+    try:
+        return modules.by_linear(config.pool_shares, default=1.0)
+    except KeyError as error:
+        known = ", ".join(
+            tail.rsplit(".", 1)[-1] for group in modules.groups for tail in group.tails
+        )
+        raise BadConfiguration(
+            f"pool_shares names linears that the base does not have: {error.args[0]}",
+            hint=f"LORAPOOL_POOL_SHARES may name {known}",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +165,11 @@ def assemble(
     max_context = min(base.max_context, blocks.total * blocks.block_tokens)
     decoder.allocate_cache(blocks=blocks.total, block_tokens=blocks.block_tokens)
     pool = AdapterPool(
-        decoder.module_map, pool_bytes=config.pool_bytes, dtype=base.dtype, device=base.device
+        decoder.module_map,
+        pool_bytes=config.pool_bytes,
+        dtype=base.dtype,
+        device=base.device,
+        shares=_shares(config, decoder.module_map),
     )
     decoder.bind_pool(pool.groups)
     keep = config.headroom_pages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from inference_node.kernels.lora.contract import GroupShape
@@ -36,6 +36,18 @@ class ModuleMap:
             for group_index, group in enumerate(self.groups):
                 for part, tail in enumerate(group.tails):
                     yield self.path(layer, tail), layer, group_index, part
+
+    def by_linear(self, values: Mapping[str, float], *, default: float) -> tuple[float, ...]:
+        """One value a group: that of its linear named in `values`, the largest of several.
+
+        Raises KeyError with the names that no group has.
+        """
+        names = [[tail.rsplit(".", 1)[-1] for tail in group.tails] for group in self.groups]
+        if unknown := sorted(set(values).difference(*names)):
+            raise KeyError(", ".join(unknown))
+        return tuple(
+            max((values[name] for name in own if name in values), default=default) for own in names
+        )
 
     def modules(self) -> dict[str, tuple[int, int]]:
         """Full path -> (out, in)."""

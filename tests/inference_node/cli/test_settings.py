@@ -30,12 +30,14 @@ def test_variables_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAPOOL_KV_TOKENS", "4096")
     monkeypatch.setenv("LORAPOOL_LINEARS", "dense")
     monkeypatch.setenv("LORAPOOL_TENANT_WEIGHTS", "gold=4, trial=0.5")
+    monkeypatch.setenv("LORAPOOL_POOL_SHARES", "gate_proj=0.5,down_proj=0.25")
     monkeypatch.setenv("LORAPOOL_INSECURE", "1")
     monkeypatch.setenv("LORAPOOL_LISTEN", "0.0.0.0:1")
     settings = load_settings()
     config = settings.engine_config("m")
     assert (config.pool_bytes, config.kv_tokens, config.linears) == (64 * 2**20, 4096, "dense")
     assert config.tenant_weights == {"gold": 4.0, "trial": 0.5}
+    assert config.pool_shares == {"gate_proj": 0.5, "down_proj": 0.25}
     assert settings.server_config().listen == "0.0.0.0:1"
 
 
@@ -54,6 +56,7 @@ def test_a_flag_goes_before_its_variable(monkeypatch: pytest.MonkeyPatch) -> Non
         ("DRAIN_SECONDS", "-1"),
         ("TENANT_WEIGHTS", "gold=much"),
         ("TENANT_WEIGHTS", "gold=4,"),
+        ("POOL_SHARES", "down_proj"),
     ],
 )
 def test_a_malformed_value_is_refused_by_the_name_of_its_variable(
@@ -64,9 +67,10 @@ def test_a_malformed_value_is_refused_by_the_name_of_its_variable(
         load_settings()
 
 
-def test_a_share_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORAPOOL_TENANT_WEIGHTS", "gold=0")
-    with pytest.raises(BadConfiguration, match="tenant_weights"):
+@pytest.mark.parametrize("name", ["tenant_weights", "pool_shares"])
+def test_a_share_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"LORAPOOL_{name.upper()}", "gold=0")
+    with pytest.raises(BadConfiguration, match=name):
         load_settings().engine_config("m")
 
 
