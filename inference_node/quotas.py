@@ -57,9 +57,9 @@ class QuotaTable:
         return self.tenants.get(tenant, self.default)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rate:
-    """A quota of so many in `seconds`, by the name of its field."""
+    """A quota of so many in `seconds`, by the name of its field; equal to itself alone."""
 
     name: str
     seconds: float = 1.0

@@ -79,7 +79,7 @@ class NodeSettings(BaseSettings):
     identities_file: Path | None = None
     """Which callers' certificates may do what, TOML; needs `tls_client_ca_file`."""
     quotas_file: Path | None = None
-    """What each tenant may take, TOML; read again when it changes."""
+    """What each tenant may take, TOML; in force a tenth of a second after it changed."""
     base_model: str = ""
     """A transformers checkpoint folder or model id; empty for the bundled SmolLM2."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -22,7 +22,7 @@ from inference_node.rpc.auth import caller, grant
 from inference_node.rpc.pool_watch import Load, Look, PoolWatch
 from inference_node.rpc.published import page_token
 from inference_node.rpc.scopes import Scope
-from inference_node.rpc.status import answering
+from inference_node.rpc.status import Answering
 from inference_node.rpc.tally import Tally
 
 LOOK_SECONDS = 0.5
@@ -49,7 +49,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def PreloadAdapter(
         self, request: pb.PreloadAdapterRequest, context: Context
     ) -> pb.PreloadAdapterResponse:
-        async with answering(context):
+        async with Answering(context):
             least = convert.to_generation(request.min_generation)
 
             def order(ref: AdapterRef, seconds: float) -> Future[LoadedVersion]:
@@ -63,7 +63,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def PinAdapter(
         self, request: pb.PinAdapterRequest, context: Context
     ) -> pb.PinAdapterResponse:
-        async with answering(context):
+        async with Answering(context):
 
             def order(ref: AdapterRef, seconds: float) -> Future[LoadedVersion]:
                 return self._control.pin(ref.tenant, str(ref), timeout=seconds)
@@ -74,7 +74,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def UnpinAdapter(
         self, request: pb.UnpinAdapterRequest, context: Context
     ) -> pb.UnpinAdapterResponse:
-        async with answering(context):
+        async with Answering(context):
 
             def order(ref: AdapterRef, seconds: float) -> Future[LoadedVersion]:
                 return self._control.unpin(ref.tenant, str(ref))
@@ -85,7 +85,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def UnloadAdapter(
         self, request: pb.UnloadAdapterRequest, context: Context
     ) -> pb.UnloadAdapterResponse:
-        async with answering(context):
+        async with Answering(context):
             done = await self._ordered(
                 request.tenant,
                 request.adapter,
@@ -99,7 +99,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def ListLoadedAdapters(
         self, request: pb.ListLoadedAdaptersRequest, context: Context
     ) -> pb.ListLoadedAdaptersResponse:
-        async with answering(context):
+        async with Answering(context):
             size = convert.to_page_size(request.page_size)
             after = convert.from_page_token(request.page_token)
             found = await asyncio.wrap_future(self._control.list_loaded())
@@ -113,7 +113,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def GetPoolStatus(
         self, request: pb.GetPoolStatusRequest, context: Context
     ) -> pb.GetPoolStatusResponse:
-        async with answering(context):
+        async with Answering(context):
             use = await asyncio.wrap_future(self._control.pool_use())
             return pb.GetPoolStatusResponse(pool=residents.pool(use))
 
@@ -121,7 +121,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def WatchPool(  # type: ignore[override]
         self, request: pb.WatchPoolRequest, context: Context
     ) -> None:
-        async with answering(context):
+        async with Answering(context):
             if self._watch.watchers >= MAX_WATCHERS:
                 raise QueueFull(f"{MAX_WATCHERS} callers watch this node", retry_after=1.0)
             scope = caller().scope

@@ -24,7 +24,7 @@ from inference_node.pb.lorapool.v1 import catalog_pb2_grpc
 from inference_node.rpc import convert, published
 from inference_node.rpc.auth import caller, grant
 from inference_node.rpc.scopes import Scope
-from inference_node.rpc.status import answering
+from inference_node.rpc.status import Answering
 
 MAX_SECONDS = 30.0
 """Longest time for one call, whatever its deadline."""
@@ -47,7 +47,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     async def GetAdapter(
         self, request: pb.GetAdapterRequest, context: Context
     ) -> pb.GetAdapterResponse:
-        async with answering(context):
+        async with Answering(context):
             ref = convert.to_name(convert.to_tenant(request.tenant), request.adapter)
 
             def read(reader: Reader, seen: AdapterRef) -> pb.GetAdapterResponse:
@@ -58,7 +58,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     async def ListAdapters(
         self, request: pb.ListAdaptersRequest, context: Context
     ) -> pb.ListAdaptersResponse:
-        async with answering(context):
+        async with Answering(context):
             tenant = convert.to_tenant(request.tenant)
             size = convert.to_page_size(request.page_size)
             token = convert.from_page_token(request.page_token)
@@ -80,7 +80,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     async def ListVersions(
         self, request: pb.ListVersionsRequest, context: Context
     ) -> pb.ListVersionsResponse:
-        async with answering(context):
+        async with Answering(context):
             ref = convert.to_name(convert.to_tenant(request.tenant), request.adapter)
             size = convert.to_page_size(request.page_size)
             after = convert.to_place(request.page_token)
@@ -94,7 +94,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     async def ResolveAdapter(
         self, request: pb.ResolveAdapterRequest, context: Context
     ) -> pb.ResolveAdapterResponse:
-        async with answering(context):
+        async with Answering(context):
             ref = convert.to_ref(convert.to_tenant(request.tenant), request.adapter)
             affinity = convert.to_affinity_key(request.affinity_key)
             generation = convert.to_generation(request.min_generation)

@@ -26,6 +26,8 @@ from inference_node.rpc.reloaded import Reloaded, read_file
 CONCURRENT, PRIORITY = "concurrent", "max_priority"
 BUSY_RETRY_SECONDS = 1.0
 """When a place may be free again, nobody can say."""
+LOOK_EVERY = 0.1
+"""Seconds until a changed file is in force, at the most."""
 
 
 @dataclass(slots=True)
@@ -88,7 +90,7 @@ def quota_table(path: Path | None) -> Callable[[], QuotaTable]:
     """What the file says now, read again when it changes. Raises BadConfiguration."""
     if path is None:
         return QuotaTable
-    reloaded = Reloaded("quotas file", (path,), lambda: read_quotas(path))
+    reloaded = Reloaded("quotas file", (path,), lambda: read_quotas(path), look_every=LOOK_EVERY)
     return lambda: reloaded.now
 
 

@@ -33,7 +33,7 @@ from inference_node.rpc.auth import check_priority, grant
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.mailbox import Bell, Mailbox, joined
 from inference_node.rpc.quotas import Quotas, Stay
-from inference_node.rpc.status import answering
+from inference_node.rpc.status import Answering
 from inference_node.rpc.tally import Tally
 from inference_node.tracing import Tracing
 
@@ -73,7 +73,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Of the loop that serves, which does not run yet."""
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        async with answering(context), self._accepted("Generate", request, context) as call:
+        async with Answering(context), self._accepted("Generate", request, context) as call:
             said: list[Delta] = []
             echo: Echo | None = None
             while True:
@@ -108,7 +108,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def StreamGenerate(  # type: ignore[override]
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> None:
-        async with answering(context):
+        async with Answering(context):
             if not request.HasField("request"):
                 raise InvalidRequest("request", "is required")
             async with self._accepted("StreamGenerate", request.request, context) as call:
@@ -135,7 +135,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                                 raise failed.error
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        async with answering(context):
+        async with Answering(context):
             ids = await self._off_the_loop(
                 lambda: convert.to_tokens(
                     request, bounds=self._bounds, encoder=self._engine.tokenizer
@@ -146,7 +146,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: Context
     ) -> pb.GetModelInfoResponse:
-        async with answering(context):
+        async with Answering(context):
             tokens = self._tally.totals.generated_tokens
             return answers.model_info(replace(self._engine.info(), generated_tokens=tokens))
 
