@@ -11,6 +11,7 @@ ROWS   ?=
 ANSWERS ?= 36000
 NODES  ?= 1
 GATEWAY ?=
+AGAINST ?= origin/main
 
 .PHONY: help setup demo test test-store test-minio lint protos up down bench bench-gpu bench-store fleet-sim placement chaos fleet soak fuzz clean
 help:
@@ -51,10 +52,14 @@ lint: $(TOOLS) ## ruff, mypy, import contracts, generated code, protos
 	$(BIN)/buf breaking --against protos/baseline.binpb
 	$(BIN)/python protos/generate.py --check
 
+.PHONY: breaking
+breaking: $(TOOLS) ## the protos beside those of AGAINST=origin/main: callers of these may not break
+	$(BIN)/buf breaking --against '.git#ref=$(AGAINST)'
+
 .PHONY: audit
-audit: ## known vulnerabilities of every pinned package; needs the advisories of pypi.org
+audit: ## known vulnerabilities of every pinned package; needs the advisories of pypi.org (Error 1: found, 3: not reached)
 	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -q pip-audit==2.10.1; }
-	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+	@$(PYTHON) .ci/audit.py .venv-audit/bin/pip-audit constraints.txt
 
 protos: $(TOOLS) ## regenerate inference_node/pb
 	$(BIN)/python protos/generate.py
