@@ -10,6 +10,7 @@ from typing import Any
 
 from inference_node.addresses import Address, parse_address
 from inference_node.gateway.config import CallerTls, GatewayConfig, NodeTls
+from inference_node.gateway.known_fields import known_fields
 from inference_node.gateway.transcoding import descriptors
 
 BUFFER_BYTES = 2 * 2**20
@@ -36,6 +37,7 @@ def render(config: GatewayConfig) -> str:
         "discovery": "STRICT_DNS" if named else "STATIC",
         "endpoints": [{"endpoint": {"address": _socket(a)}} for a in config.node_addresses],
         "descriptors": descriptors(),
+        "known_fields": known_fields(),
     }
     # JSON is YAML, so whatever stands in a value stays a value.
     return Template(template).substitute({name: json.dumps(word) for name, word in words.items()})

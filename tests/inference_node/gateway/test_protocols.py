@@ -20,10 +20,12 @@ from typing import Any
 import grpc
 import pytest
 
+from adapter_store.services import free_ports
 from inference_node.client import Access, Client, NodeUnreachable
 from inference_node.gateway.config import CallerTls, NodeTls
 from inference_node.pb.lorapool.v1 import adapters_pb2, adapters_pb2_grpc
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
+from inference_node.playground.web import Playground
 from tests.adapter_store.waiting import wait_until
 from tests.inference_node.gateway.fleet import (
     NODE,
@@ -134,12 +136,10 @@ def test_an_error_in_json_has_the_fitting_http_status_and_its_reason(
         assert answer["details"][0]["metadata"]["field"] == says
 
 
-def test_a_misspelt_field_is_not_seen_by_envoy_but_the_header_says_what_was_meant(
+def test_a_header_that_means_another_adapter_than_the_body_is_refused(
     gateway: Gateway, curl: Curl
 ) -> None:
-    body = {"prompt": "x", "adaptor": "ada"}
-    assert said(curl(gateway, f"{INFERENCE}/Generate", body))["served"] == {"tenant": "default"}
-    refused = said(curl(gateway, f"{INFERENCE}/Generate", body, "-H", "x-adapter-id: ada"))
+    refused = said(curl(gateway, f"{INFERENCE}/Generate", {"prompt": "x"}, "-H", "x-adapter-id: a"))
     assert refused["code"] == 3
     assert "x-adapter-id" in refused["message"]
 
@@ -154,6 +154,35 @@ def test_what_is_too_large_is_refused_by_the_node_or_before_it(
         connection.request("POST", f"{INFERENCE}/Generate", body, JSON)
         assert connection.getresponse().status == status
     assert not any(node.engine.asked for node in nodes)
+
+
+def test_the_playground_answers_json_as_envoy_does(
+    envoy: Path, nodes: list[LightNode], tmp_path: Path
+) -> None:
+    calls: list[tuple[str, Any]] = [
+        (f"{INFERENCE}/Generate", {"prompt": "x", "adapter": "ada", "request_id": "r"}),
+        (f"{INFERENCE}/StreamGenerate", {"request": {"prompt": "x", "requestId": "r"}}),
+        (f"{INFERENCE}/GetModelInfo", {}),
+        (f"{INFERENCE}/Generate", {"prompt": "x", "adapter": "../x"}),
+        (f"{INFERENCE}/Generate", {"prompt": "x", "adaptor": "ada"}),
+        (f"{INFERENCE}/Nothing", {}),
+        ("/lorapool.v1.CatalogService/ListAdapters", {}),
+    ]
+    node, listen = nodes[0].address, f"127.0.0.1:{free_ports('127.0.0.1', 1)[0]}"
+    with running_gateway(tmp_path, [node]) as gateway, Playground(listen, node=node):
+        for path, body in calls:
+            assert posted(listen, path, body) == posted(gateway.address, path, body)
+
+
+def posted(address: str, path: str, body: Any) -> tuple[int, list[Any]]:
+    """The status, and each line that is JSON; of an error without its words."""
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=10)) as connection:
+        connection.request("POST", path, json.dumps(body), JSON)
+        response = connection.getresponse()
+        lines = response.read().decode().splitlines()
+    if response.status != 200:
+        return response.status, [json.loads(line)["code"] for line in lines if line[0] == "{"]
+    return response.status, [json.loads(line) for line in lines]
 
 
 def web_frame(message: bytes) -> bytes:
