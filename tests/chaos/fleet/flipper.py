@@ -1,9 +1,11 @@
-"""A publisher that flips a fleet, through the barrier, one adapter after the other."""
+"""A publisher that flips a fleet, through the barrier, one adapter after the other, at a rate."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +23,7 @@ from adapter_store.notify import open_announcer
 from adapter_store.registry import open_registry
 from adapter_store.settings import Endpoints
 from adapter_store.validate import LocalAdapter
-from tests.chaos.fleet.tattoos import Tattoos
+from tests.chaos.fleet.tattoos import Tattoos, name
 from tests.conftest import open_endpoint
 
 TENANT = "default"
@@ -54,6 +56,8 @@ class Flipper:
         self._first = first
         self._versions: dict[int, int] = {}
         """Of each adapter, the version that is made next."""
+        self._flipped: set[int] = set()
+        """Adapters that have served another version before their newest."""
         self._registry = open_registry(endpoints.redis_url)
         self._publisher = Publisher(
             open_endpoint(endpoints),
@@ -64,34 +68,49 @@ class Flipper:
             limits=_LIMITS,
         )
 
+    def figures(self) -> dict[str, int]:
+        """How many changes ended how."""
+        return {
+            "flips": self.done["flipped"],
+            "flips_without_a_view_of_the_fleet": self.done["unseen"],
+            "flips_not_ready_in_time": self.done["not ready"],
+            "rollbacks": self.done["rolled back"],
+            "changes_the_store_was_away_for": self.done["away"],
+        }
+
     def begin(self) -> None:
         """The first version of every adapter."""
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(self.publish, range(self._adapters)))
 
     def run(self, stop: threading.Event) -> None:
-        for number in range(1, 10**6):
-            if stop.wait(PUBLISH_EVERY_S):
+        due = time.monotonic() + PUBLISH_EVERY_S
+        for number in itertools.count(1):
+            if stop.wait(max(0.0, due - time.monotonic())):
                 return
-            adapter = self._rng.randrange(self._adapters)
+            due = max(due + PUBLISH_EVERY_S, time.monotonic())
+            change, adapters = self._flip, list(range(self._adapters))
+            if number % ROLLBACK_EVERY == 0 and self._flipped:
+                change, adapters = self._roll_back, sorted(self._flipped)
+            adapter = self._rng.choice(adapters)
             try:
-                self._change(adapter, back=number % ROLLBACK_EVERY == 0)
+                change(adapter)
             except (StoreUnavailable, OutcomeUnknown):
                 self.done["away"] += 1
             except StoreError as error:
                 self.troubles.append(f"adapter {adapter}: {type(error).__name__}: {error}")
 
-    def _change(self, adapter: int, *, back: bool) -> None:
-        name = f"tattoo-{adapter}"
-        if back and self._versions[adapter] > 2:
-            self._publisher.rollback(TENANT, name)
-            self.done["rolled back"] += 1
-            return
+    def _roll_back(self, adapter: int) -> None:
+        self._flipped.discard(adapter)
+        self._publisher.rollback(TENANT, name(adapter))
+        self.done["rolled back"] += 1
+
+    def _flip(self, adapter: int) -> None:
         local, label = self._next(adapter)
-        staged = self._publisher.stage(TENANT, name, local, label=label)
+        staged = self._publisher.stage(TENANT, name(adapter), local, label=label)
         version = staged.record.staged
         assert version is not None
-        subject = Subject(TENANT, name, staged.gen, version.base, version.vdig)
+        subject = Subject(TENANT, name(adapter), staged.gen, version.base, version.vdig)
         try:
             Barrier(self._registry, subject).wait(
                 Quorum(), timeout_s=READY_S, show=lambda seen: None
@@ -101,13 +120,14 @@ class Flipper:
             return
         except FleetUnseen:
             self.done["unseen"] += 1
-        self._publisher.activate(TENANT, name, expect_gen=staged.gen)
+        self._publisher.activate(TENANT, name(adapter), expect_gen=staged.gen)
+        self._flipped.add(adapter)
         self.done["flipped"] += 1
 
     def publish(self, adapter: int) -> int:
         """New content, to everybody at once; the generation it got."""
         local, label = self._next(adapter)
-        return self._publisher.publish(TENANT, f"tattoo-{adapter}", local, label=label).gen
+        return self._publisher.publish(TENANT, name(adapter), local, label=label).gen
 
     def _next(self, adapter: int) -> tuple[LocalAdapter, str]:
         version = self._versions.setdefault(adapter, self._first)

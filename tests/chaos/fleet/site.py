@@ -13,6 +13,9 @@ from urllib.parse import unquote
 from adapter_store.record import VersionRef
 from adapter_store.services import free_ports
 from adapter_store.settings import Endpoints
+from inference_node.client import Client
+from inference_node.errors import NodeError
+from tests.adapter_store.waiting import wait_until
 from tests.chaos.bench import ROOT
 from tests.chaos.proxy import Fault, HttpRequest, proxied
 from tests.integration.node_process import NodeProcess, with_kernels
@@ -69,6 +72,8 @@ class FleetNode:
 
     process: NodeProcess
     door: Door
+    scrape: str
+    """Where it answers Prometheus."""
 
     @property
     def address(self) -> str:
@@ -83,29 +88,43 @@ def running_fleet(
     *,
     nodes: int,
     settings: Sequence[tuple[str, str]] = (),
-    bug: str = "",
+    bugs: Sequence[str] = (),
 ) -> Iterator[list[FleetNode]]:
-    """Nodes that have all started; `settings` beside SETTINGS, `bug` of tests.chaos.fleet.node."""
+    """Nodes that have all started; `settings` beside SETTINGS, `bugs` of tests.chaos.fleet.node."""
     with contextlib.ExitStack() as running:
         fleet = []
-        for number, port in enumerate(free_ports(HOST, nodes)):
-            door = Door()
+        ports = free_ports(HOST, 2 * nodes)
+        for number, (port, metrics) in enumerate(zip(ports[:nodes], ports[nodes:], strict=True)):
+            door, scrape = Door(), f"{HOST}:{metrics}"
             _, own = running.enter_context(proxied(endpoints, door.plan))
             environment = {
                 **SETTINGS,
                 **dict(settings),
                 **own.environment(),
                 "LORAPOOL_BASE_MODEL": str(base),
+                "LORAPOOL_METRICS_LISTEN": scrape,
                 "PYTHONPATH": str(ROOT),
                 "LORAPOOL_CACHE_DIR": str(with_kernels(folder / f"cache-{number}")),
             }
             process = NodeProcess(environment, folder / f"node-{number}", listen=f"{HOST}:{port}")
-            if bug:
-                process.program = (*WITH_BUG, bug, "serve")
+            if bugs:
+                process.program = (*WITH_BUG, ",".join(bugs), "serve")
             running.callback(process.kill)
-            fleet.append(FleetNode(process, door))
+            fleet.append(FleetNode(process, door, scrape))
         for node in fleet:
             node.process.launch()
         for node in fleet:
             node.process.wait_ready(within_s=START_S)
         yield fleet
+
+
+def answers(address: str) -> None:
+    """Wait until a node takes requests there, or a gateway has one that does."""
+    with Client(address) as client:
+
+        def ready() -> bool:
+            with contextlib.suppress(NodeError):
+                return client.ready(timeout=2.0)
+            return False
+
+        wait_until(ready, within_s=START_S)

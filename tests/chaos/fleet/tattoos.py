@@ -15,6 +15,11 @@ from tests.inference_node.tattoo import Mark, Tattooist, Verdict, make_tattoo_ba
 RANK = 8
 
 
+def name(adapter: int) -> str:
+    """Under which it is published."""
+    return f"tattoo-{adapter}"
+
+
 class Tattoos:
     """A tattoo base, and what is published for it: version n of adapter a is labelled vn."""
 

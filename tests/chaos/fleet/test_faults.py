@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from tests.chaos.fleet.callers import Call, Caller
-from tests.chaos.fleet.faults import DRAIN, KILL, Window, judged, running
+from tests.chaos.fleet.faults import running
+from tests.chaos.fleet.front import Failure
+from tests.chaos.fleet.steady import Placement, Spread
+from tests.chaos.fleet.windows import DRAIN, KILL, Window, judged, lost_elsewhere
 from tests.inference_node.tattoo import Verdict
 
 WINDOWS = (Window(KILL, 10.0, 14.0), Window(DRAIN, 12.0, 20.0))
@@ -42,6 +46,47 @@ def test_a_request_may_be_lost_to_a_kill_and_to_nothing_that_costs_none(
 ) -> None:
     call = Call(0, began, ended, None, "NODE_UNREACHABLE", retryable)
     assert len(list(judged(call, WINDOWS))) == broken
+
+
+@pytest.mark.parametrize(
+    ("adapter", "node", "seconds_later", "broken"),
+    [
+        ("tattoo-3", "killed:1", 0.5, 0),
+        ("tattoo-3", "other:1", 0.5, 1),
+        ("tattoo-4", "killed:1", 0.5, 1),
+        ("tattoo-3", "killed:1", 9.0, 1),
+    ],
+    ids=["on it", "on another node", "another adapter's", "a later one"],
+)
+def test_what_is_lost_to_a_kill_was_on_that_node(
+    adapter: str, node: str, seconds_later: float, broken: int
+) -> None:
+    began, to_wall_clock = 100.0, time.time() - time.monotonic()
+    windows = [Window(KILL, began + 0.8, began + 1.0, "killed:1")]
+    calls = [Call(3, began, began + 1.0, None), Call(3, began, began + 1.0, Verdict.RIGHT)]
+    failures = [Failure(adapter, node, to_wall_clock + began + seconds_later)]
+    assert len(lost_elsewhere(calls, windows, failures)) == broken
+
+
+@pytest.mark.parametrize(
+    ("by_node", "not_right", "broken"),
+    [
+        ([10, 8, 6], [], 0),
+        ([10, 8, 6], [Verdict.BASE], 1),
+        ([12, 6, 6], [], 1),
+        ([11, 11, 0], [], 1),
+        ([24, 0, 0], [], 2),
+    ],
+)
+def test_a_hot_adapter_is_on_all_nodes_and_on_none_far_more_than_its_share(
+    by_node: list[int], not_right: list[Verdict], broken: int
+) -> None:
+    assert len(Spread(by_node, not_right).broken()) == broken
+
+
+@pytest.mark.parametrize(("affinity", "broken"), [(0.95, 0), (0.949, 1)])
+def test_nearly_all_requests_are_on_their_node(affinity: float, broken: int) -> None:
+    assert len(Placement(1_000, affinity).broken()) == broken
 
 
 class Broken(Caller):
