@@ -22,9 +22,11 @@ from adapter_store.s3 import S3Store, open_s3
 from adapter_store.settings import Endpoints
 from inference_node.errors import BadConfiguration
 from inference_node.gateway import program
+from inference_node.openmp import wait_briefly
 from tests.named_services import S3_ENDPOINT, named_or, new_bucket
 from tests.triton_mode import INTERPRETED
 
+wait_briefly(os.environ)  # Before any test file imports torch.
 _databases = itertools.cycle(range(1, 16))
 
 

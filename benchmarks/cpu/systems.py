@@ -17,6 +17,7 @@ from benchmarks.cpu.llamacpp import LlamaServer, server_program, server_version
 from benchmarks.cpu.vllm_peer import ENVIRONMENT, PRELOADED
 from benchmarks.cpu.wire import Worker, WorkerFailed
 from inference_node.model.default_base import GGUF_MEMBER, default_cache_dir, fetch_gguf
+from inference_node.openmp import wait_briefly
 
 AT_ONCE = 16
 
@@ -87,7 +88,11 @@ class Systems:
 
     def ours(self, name: str, *, pool_adapters: int, host_adapters: int) -> Worker:
         settings = {"pool_adapters": pool_adapters, "host_adapters": host_adapters}
-        return self._worker(name, sys.executable, "ours", {"base": str(self.base), **settings})
+        env = dict(os.environ)
+        wait_briefly(env)
+        return self._worker(
+            name, sys.executable, "ours", {"base": str(self.base), **settings}, env=env
+        )
 
     def folder(self, adapter: str) -> str:
         """Where a peer finds an adapter; empty for none."""

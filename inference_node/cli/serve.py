@@ -108,9 +108,12 @@ def run(configuration: Configuration) -> None:
     """Raises NodeError or StoreError when it cannot start; returns once drained."""
     import contextlib
     import logging
+    import os
 
     from adapter_store.settings import load_settings as load_store_settings
+    from inference_node.openmp import wait_briefly
 
+    wait_briefly(os.environ)
     settings = configuration.node
     server_config = settings.server_config()
     settings.metrics_address()
