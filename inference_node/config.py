@@ -37,6 +37,8 @@ class EngineConfig:
     kv_tokens: int = 16_384
     """Tokens of KV cache shared by all running requests."""
     block_tokens: int = 16
+    run_ahead: bool = True
+    """Where steps are captured: launch the next one before the tokens of the last are read."""
     prefix_cache: bool = True
     """Compute the beginning that requests of one tenant to one adapter version share only once."""
     max_rows: int = 64

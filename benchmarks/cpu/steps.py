@@ -42,9 +42,9 @@ class StepWatch:
     """Stands between the loop and its runner. Made before the loop starts."""
 
     def __init__(self, loop: EngineLoop) -> None:
-        self._runner: Any = loop._runner
+        self._runner: Any = loop._flights.runner
         self._decoder = self._runner._decoder
-        loop._runner = self  # type: ignore[assignment]
+        loop._flights.runner = self  # type: ignore[assignment]
         self.ends: list[StepEnd] = []
         self._spent: Callable[[], dict[str, float]] = dict
 

@@ -100,6 +100,8 @@ class NodeSettings(BaseSettings):
     """Disk for verified chunks, MiB; 0 keeps none."""
     kv_tokens: int = Field(default=_ENGINE.kv_tokens, ge=1)
     """Tokens of KV cache shared by all running requests."""
+    run_ahead: bool = _ENGINE.run_ahead
+    """On CUDA: launch a step before the tokens of the last are read."""
     prefix_cache: bool = _ENGINE.prefix_cache
     """Compute the beginning that requests of one tenant to one adapter version share only once."""
     max_rows: int = Field(default=_ENGINE.max_rows, ge=1)
@@ -151,6 +153,7 @@ class NodeSettings(BaseSettings):
             resident_bytes=self.resident_mb * MIB,
             host_bytes=self.host_mb * MIB,
             kv_tokens=self.kv_tokens,
+            run_ahead=self.run_ahead,
             prefix_cache=self.prefix_cache,
             max_rows=self.max_rows,
             step_tokens=self.step_tokens,

@@ -262,6 +262,7 @@ def assemble(
         describe=describe,
         max_context=max_context,
         max_queue=config.max_queue,
+        run_ahead=config.run_ahead,
         groups=[
             GroupSize(group.name, page_bytes)
             for group, page_bytes in zip(

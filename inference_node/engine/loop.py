@@ -21,6 +21,7 @@ from inference_node.adapters.watcher import Watcher
 from inference_node.engine.admission import Admission
 from inference_node.engine.census import Census, GroupSize
 from inference_node.engine.deadlines import Deadlines
+from inference_node.engine.flights import Crashed, Flights, Landed
 from inference_node.engine.inbox import Cancel, Inbox, Stop, Submit
 from inference_node.engine.intake import Intake
 from inference_node.engine.meters import Meters
@@ -71,6 +72,7 @@ class EngineLoop(OrderWindow):
         describe: Callable[[PoolStatus, int, int], ModelInfo],
         max_context: int,
         max_queue: int,
+        run_ahead: bool,
         groups: Rows[GroupSize],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,13 +90,13 @@ class EngineLoop(OrderWindow):
         self._admission = admission(self._on_ready, self._fail)
         self._describe = describe
         self._page_bytes = sum(group.page_bytes for group in groups)
+        self._max_context = max_context
         self._clock = clock
         self._active: dict[str, Sequence] = {}
         names, arrivals = self._admission.names, self._admission.arrivals
         self._meters = Meters()
-        self._outbox = Outbox(
-            tokenizer.eos_token_ids, self._meters, max_context=max_context, clock=clock
-        )
+        self._outbox = Outbox(self._meters, clock=clock)
+        self._flights = Flights(runner, ahead=run_ahead, clock=clock)
         census = Census(
             slots,
             arrivals,
@@ -148,6 +150,7 @@ class EngineLoop(OrderWindow):
                 detokenizer=self.tokenizer.detokenizer(),
                 stops=StopMatcher(request.stopping.stop),
                 eos=self.tokenizer.eos_token_ids,
+                room=self._max_context,
             )
             self._inbox.post(Submit(sequence))
 
@@ -227,27 +230,28 @@ class EngineLoop(OrderWindow):
         self._desk.end(error)
 
     def _turn(self) -> bool:
-        """Take news, expire, run one step. True when nothing could run."""
+        """Take news, expire, run or launch one step. True when nothing could run."""
         self._receive(block=False)
         self._expire()
         self._admission.relieve(self._active.values(), self._scheduler.remove)
         step = self._scheduler.schedule()
-        if step is None:
+        if step is None and not self._flights.any:
             return True
-        self._begin_step(step)
-        began = self._clock()
-        try:
-            drawn = self._runner.run(step)
-        except Exception:
-            log.exception("a step failed")
-            for item in step.work:
-                self._scheduler.distrust(item.sequence)
-                self._fail(item.sequence, EngineFailure("the step failed", retry_after=1.0))
-            return False
-        self._meters.end_step(self._clock() - began)
-        self._scheduler.ran(step)
-        for result in drawn:
-            self._hand_out(result)
+        if step is not None:
+            self._begin_step(step)
+        for outcome in self._flights.advance(step):
+            match outcome:
+                case Landed():
+                    self._meters.end_step(outcome.seconds)
+                    self._scheduler.ran(outcome.step)
+                    for result in outcome.drawn:
+                        self._hand_out(result)
+                case Crashed(failed, error):
+                    log.error("a step failed", exc_info=error)
+                    for item in failed.work:
+                        self._scheduler.distrust(item.sequence)
+                        reason = EngineFailure("the step failed", retry_after=1.0)
+                        self._fail(item.sequence, reason)
         return False
 
     def _begin_step(self, step: Step) -> None:
@@ -306,6 +310,8 @@ class EngineLoop(OrderWindow):
 
     def _hand_out(self, result: Drawn) -> None:
         sequence, token = result.sequence, result.token
+        if sequence.phase is Phase.DONE:
+            return
         if token is None:
             self._scheduler.distrust(sequence)
             self._fail(

@@ -16,17 +16,8 @@ log = logging.getLogger(__name__)
 class Outbox:
     """Tokens become events, in order; for the engine thread."""
 
-    def __init__(
-        self,
-        eos: frozenset[int],
-        meters: Meters,
-        *,
-        max_context: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._eos = eos
+    def __init__(self, meters: Meters, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._meters = meters
-        self._max_context = max_context
         self._clock = clock
 
     def tell(self, sequence: Sequence, event: Event) -> None:
@@ -56,7 +47,7 @@ class Outbox:
             self._echo(sequence)
         sequence.first_token_at = sequence.first_token_at or now
         sequence.last_token_at = now
-        reason = sequence.ended_by(token, self._eos, self._max_context)
+        reason = sequence.ended_by(token)
         text, matched = _next_text(sequence, token, reason)
         if text:
             self._send(sequence, text)

@@ -1,5 +1,8 @@
 """A scheduled step becomes tensors, logits, and one token for every request that reached its end.
 
+Some steps can be launched before the tokens of the one before are read: captured ones, of requests
+that want the likeliest token and nothing else.
+
 The routing of rows to pages is derived here, in the step that uses it, from the leases the requests
 hold; it is kept nowhere.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -20,7 +24,7 @@ from inference_node.kernels.lora import PAGE_RANKS, LoraPlan
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
-from inference_node.model.graphs import Decoded, DecodeGraphs, Record, buckets_for
+from inference_node.model.graphs import Decoded, DecodeGraphs, Queued, Record, buckets_for
 from inference_node.model.static_batch import DecodeRow, StaticSizes
 from inference_node.request import TokenScore
 
@@ -50,6 +54,26 @@ class Drawn:
     """Where the request asks for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that the device was given, and whose tokens nobody has read."""
+
+    step: Step
+    sequences: tuple[Sequence, ...]
+    """By row."""
+    _queued: Queued
+
+    def read(self) -> list[Drawn]:
+        """Wait for it. Its requests have a token less unread."""
+        tokens = self._queued.tokens()
+        for sequence in self.sequences:
+            sequence.unread -= 1
+        return [
+            Drawn(sequence, None if token < 0 else token)
+            for sequence, token in zip(self.sequences, tokens, strict=True)
+        ]
+
+
 class Runner:
     """Owns the model for the engine thread."""
 
@@ -60,6 +84,8 @@ class Runner:
         self._device = decoder.base.device
         self._by_row = decoder.by_row
         self._graphs: DecodeGraphs | None = None
+        self._rows: dict[Sequence, int] = {}
+        """Of the last step that was launched."""
 
     def capture(
         self, *, max_rows: int, max_context: int, max_rank: int, blocks: int, record: Record
@@ -102,6 +128,49 @@ class Runner:
             for row, (sequence, token) in enumerate(zip(sampling, tokens, strict=True))
         ]
 
+    def runs_ahead(self, step: Step) -> bool:
+        """Whether `launch` takes the step."""
+        plain = all(
+            _decodes(item) and item.sequence.plain and not item.sequence.request.output.logprobs
+            for item in step.work
+        )
+        return (
+            self._graphs is not None
+            and plain
+            and self._graphs.holds(
+                len(step.work),
+                lora=any(item.sequence.lease is not None for item in step.work),
+                position=max(item.sequence.cached for item in step.work),
+            )
+        )
+
+    def launch(self, step: Step) -> Flight:
+        """Give the device a step that `runs_ahead`; its tokens stay there for the next one.
+
+        Marks the step's tokens as cached. Requests with an unread token are rows of the last
+        launched step; no step of another kind comes between.
+        """
+        assert self._graphs is not None
+        step = Step(tuple(sorted(step.work, key=self._place)))
+        sequences = tuple(item.sequence for item in step.work)
+        self._graphs.put(partial(self._decoder.zero_blocks, self._fresh_blocks(step)))
+        queued = self._graphs.queue([self._row(sequence) for sequence in sequences])
+        for sequence in sequences:
+            sequence.cached += 1
+            sequence.unread += 1
+        self._rows = {sequence: row for row, sequence in enumerate(sequences)}
+        return Flight(step, sequences, queued)
+
+    def _row(self, sequence: Sequence) -> DecodeRow:
+        known = sequence.cached < len(sequence.tokens)
+        return DecodeRow(
+            sequence.tokens[sequence.cached] if known else 0,
+            sequence.cached,
+            sequence.block_table,
+            None if sequence.lease is None else self._pool.routing(sequence.lease),
+            source=None if known else self._rows[sequence],
+        )
+
     def _place(self, item: Work) -> tuple[bool, int]:
         """Last what attention runs on its own; rows of one adapter side by side, to share pages."""
         lease = item.sequence.lease
@@ -114,20 +183,9 @@ class Runner:
 
     def _decode(self, step: Step) -> Decoded | None:
         """The step by a captured one, when each of its rows is the last token of a request."""
-        plain = all(item.length == 1 and item.samples and not unscored(item) for item in step.work)
-        if self._graphs is None or not plain:
+        if self._graphs is None or not all(map(_decodes, step.work)):
             return None
-        return self._graphs.run(
-            [
-                DecodeRow(
-                    sequence.tokens[sequence.cached],
-                    sequence.cached,
-                    sequence.block_table,
-                    None if sequence.lease is None else self._pool.routing(sequence.lease),
-                )
-                for sequence in (item.sequence for item in step.work)
-            ]
-        )
+        return self._graphs.run([self._row(item.sequence) for item in step.work])
 
     def batch(self, step: Step) -> ForwardBatch:
         """The step's rows, in its order: as attention wants it."""
@@ -183,6 +241,11 @@ class Runner:
             used = -(-item.sequence.cached // self._block_tokens)
             fresh += item.sequence.block_table[used:]
         return fresh
+
+
+def _decodes(item: Work) -> bool:
+    """Whether it is the last token of a request, and only the next one is asked for."""
+    return item.length == 1 and item.samples and not unscored(item)
 
 
 def unscored(item: Work) -> range:

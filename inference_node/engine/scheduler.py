@@ -5,6 +5,10 @@ to prompts, in chunks, in the order that `fairness` says. Blocks are taken as to
 there are none, the running request in the last place gives its blocks up and starts over, keeping
 its lease. Who is at the head of the line is not overtaken by smaller ones behind. A request starts
 behind the full blocks of its prefix that the cache holds already.
+
+A step may be scheduled while the one before is on its way and its tokens are not known: they count
+as there, so that positions and blocks are right. A request that turns out to have ended with such a
+token has a row for nothing, which it pays for like any other.
 """
 
 from __future__ import annotations
@@ -101,7 +105,8 @@ class Scheduler:
             return
         for item in step.work:
             sequence = item.sequence
-            full = sequence.cached // self.blocks.block_tokens
+            known = min(sequence.cached, len(sequence.tokens))
+            full = known // self.blocks.block_tokens
             if full > sequence.named and sequence.phase is Phase.RUNNING:
                 names = self._prefixes.of(sequence, full)
                 for index in range(sequence.named, full):
@@ -116,7 +121,7 @@ class Scheduler:
         # Next tokens before prompts: the head of the line may have a prompt that would take the
         # whole step.
         for sequence in tuple(self._running):
-            if sequence.pending == 1 and sequence.phase is Phase.RUNNING:
+            if sequence.pending == 1 and sequence.phase is Phase.RUNNING and not sequence.ends:
                 self._give(sequence, 1, chosen)
         self._read_prompts(self._step_tokens - len(chosen), chosen)
         work = [item for item in chosen if item.sequence.phase is Phase.RUNNING]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -46,14 +47,19 @@ class Sequence:
     stops: StopMatcher
     eos: frozenset[int] = frozenset()
     """Tokens with which the model ends its text."""
+    room: int = sys.maxsize
+    """Tokens that a context may have."""
     phase: Phase = Phase.RESOLVING
     entry: Entry | None = None
     """The pinned version; None for the base, and until resolved."""
     lease: Resident | None = None
     tokens: list[int] = field(default_factory=list)
     """Prompt and answer so far."""
+    unread: int = 0
+    """Tokens behind `tokens` that steps on their way draw: the host does not know them yet."""
     cached: int = 0
-    """Leading tokens whose keys and values are in the cache."""
+    """Leading tokens whose keys and values are in the cache, or will be after the steps on their
+    way."""
     block_table: list[int] = field(default_factory=list)
     block_names: list[bytes] = field(default_factory=list)
     """What its leading full blocks hold, as `prefix` names it."""
@@ -103,7 +109,13 @@ class Sequence:
     @property
     def pending(self) -> int:
         """Tokens that must pass through the model before the next one can be drawn."""
-        return len(self.tokens) - self.cached
+        return len(self.tokens) + self.unread - self.cached
+
+    @property
+    def ends(self) -> bool:
+        """Whether what is on its way is the last token, whichever it is."""
+        most = min(len(self.request.prompt) + self.request.stopping.max_new_tokens, self.room)
+        return len(self.tokens) + self.unread >= most
 
     @property
     def produced(self) -> int:
@@ -112,7 +124,8 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens that may still pass through the model for this request."""
-        return self.pending + self.request.stopping.max_new_tokens - self.produced
+        drawn = self.produced + self.unread
+        return self.pending + self.request.stopping.max_new_tokens - drawn
 
     @property
     def too_early(self) -> frozenset[int]:
@@ -149,14 +162,14 @@ class Sequence:
             decode=max(0.0, self.last_token_at - self.first_token_at),
         )
 
-    def ended_by(self, token: int, eos: frozenset[int], room: int) -> FinishReason | None:
-        """Why the answer ends with `token`, already appended; `room` is the context's size."""
+    def ended_by(self, token: int) -> FinishReason | None:
+        """Why the answer ends with `token`, already appended."""
         stopping = self.request.stopping
         if self.produced > stopping.min_new_tokens:
             if token in stopping.stop_token_ids:
                 return FinishReason.STOP_SEQUENCE
-            if token in eos and not stopping.ignore_eos:
+            if token in self.eos and not stopping.ignore_eos:
                 return FinishReason.STOP
-        if self.produced >= stopping.max_new_tokens or len(self.tokens) >= room:
+        if self.produced >= stopping.max_new_tokens or len(self.tokens) >= self.room:
             return FinishReason.LENGTH
         return None

@@ -26,9 +26,12 @@ class DecodeRow:
     """The next token of one sequence."""
 
     token: int
+    """0 where `source` has it."""
     position: int
     block_table: Sequence[int]
     slot: SlotPages | None
+    source: int | None = None
+    """The row of the step before that draws the token, which the host does not know yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,10 @@ class StaticSizes:
 
 
 class StaticBatch:
-    """One step of up to `rows` rows: filled on the host, sent to the device in one copy."""
+    """One step of up to `rows` rows: filled on the host, sent to the device in one copy.
+
+    There are two host sides, filled in turn: one may still be on its way while the other is filled.
+    """
 
     def __init__(self, rows: int, sizes: StaticSizes, *, lora: bool, device: torch.device) -> None:
         """`lora`: whether rows may have adapters."""
@@ -54,26 +60,35 @@ class StaticBatch:
         self._fields = _fields(rows, sizes, lora)
         size = max(start + _bytes(kind, shape) for start, kind, shape in self._fields.values())
         pinned = device.type == "cuda"
-        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
+        self._hosts = [torch.zeros(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._views = [
+            {name: view.numpy() for name, view in _views(host, self._fields).items()}
+            for host in self._hosts
+        ]
         self.on_device = torch.zeros(size, dtype=torch.uint8, device=device)
         """All inputs in one piece; `batch` is views of it."""
-        self._arrays = {
-            name: view.numpy() for name, view in _views(self._host, self._fields).items()
-        }
-        self.batch = self._batch(_views(self.on_device, self._fields))
-        self.fill([])
-        self.send()
+        views = _views(self.on_device, self._fields)
+        self.batch, self.source = self._batch(views), views["source"]
+        self.send(self.fill([]))
 
-    def fill(self, step: Sequence[DecodeRow]) -> None:
-        """Write the step on the host. Rows of one adapter side by side share what they read."""
-        at, count, sizes = self._arrays, len(step), self.sizes
+    def fill(self, step: Sequence[DecodeRow]) -> torch.Tensor:
+        """Write the step on a host side, which is returned, to be sent.
+
+        Rows of one adapter side by side share what they read. At most one host side that was filled
+        before may still be on its way.
+        """
+        self._hosts.reverse()
+        self._views.reverse()
+        at, count, sizes = self._views[0], len(step), self.sizes
         at["token_ids"][:] = 0
         at["positions"][:] = 0
         at["contexts"][:] = 1
         at["table"][:] = 0
         at["table"][count:, 0] = sizes.spare_block
         at["slots"][:] = sizes.spare_block * sizes.block_tokens
+        at["source"][:] = -1
         at["token_ids"][:count] = [row.token for row in step]
+        at["source"][:count] = [-1 if row.source is None else row.source for row in step]
         for index, row in enumerate(step):
             block, offset = divmod(row.position, sizes.block_tokens)
             at["positions"][index] = row.position
@@ -88,13 +103,11 @@ class StaticBatch:
             for name, some in (("row", pairs.row), ("page", pairs.page), ("scale", pairs.scale)):
                 at[f"{name}{group}"][: len(some)] = some
                 at[f"{name}{group}"][len(some) :] = 0
+        return self._hosts[0]
 
-    def send(self) -> None:
-        """Copy what was filled to the device, in the order of the current stream.
-
-        The host side may be filled again once the step that reads it has ended.
-        """
-        self.on_device.copy_(self._host, non_blocking=True)
+    def send(self, filled: torch.Tensor) -> None:
+        """Copy a host side to the device, in the order of the current stream."""
+        self.on_device.copy_(filled, non_blocking=True)
 
     def _batch(self, on: Mapping[str, torch.Tensor]) -> ForwardBatch:
         sizes = self.sizes
@@ -134,7 +147,7 @@ _Field = tuple[int, torch.dtype, tuple[int, ...]]
 def _fields(rows: int, sizes: StaticSizes, lora: bool) -> dict[str, _Field]:
     """Name -> (first byte, dtype, shape)."""
     wanted: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    for name in ("token_ids", "positions", "slots", "contexts"):
+    for name in ("token_ids", "source", "positions", "slots", "contexts"):
         wanted[name] = (torch.int64, (rows,))
     wanted["table"] = (torch.int64, (rows, sizes.blocks))
     for group in range(sizes.groups if lora else 0):

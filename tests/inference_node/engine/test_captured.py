@@ -7,7 +7,7 @@ the kernels are the fused ones, interpreted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from inference_node.model.graphs import Decoded, DecodeGraphs, Step
 from inference_node.model.static_batch import DecodeRow, StaticBatch, StaticSizes
 from inference_node.request import Sampling
 from tests.inference_node.conftest import StartTiny
+from tests.inference_node.engine.captured import Reruns
 from tests.inference_node.harness import Node
 from tests.inference_node.tiny import make_adapter
 
@@ -26,29 +27,6 @@ pytest.importorskip("triton")
 ADAPTERS = ("one", "two", "three")
 RANKS = (3, 8, 20)
 SMALL = {"max_rows": 4, "max_context": 64, "kv_tokens": 512}
-
-
-@dataclass
-class Reruns:
-    """A `Record` that computes a recorded step again."""
-
-    recorded: int = 0
-    replayed: int = 0
-    rows: list[int] = field(default_factory=list)
-
-    def __call__(self, step: Step) -> tuple[Callable[[], None], Decoded]:
-        self.recorded += 1
-        out = step()
-
-        @torch.inference_mode()
-        def replay() -> None:
-            self.replayed += 1
-            self.rows.append(out.logits.shape[0])
-            again = step()
-            out.logits.copy_(again.logits)
-            out.best.copy_(again.best)
-
-        return replay, out
 
 
 @pytest.fixture
@@ -112,11 +90,12 @@ def test_control_a_step_that_keeps_the_pages_of_the_step_before_is_seen(
 ) -> None:
     fill = StaticBatch.fill
 
-    def stale(batch: StaticBatch, step: list[DecodeRow]) -> None:
-        kept = {name: array.copy() for name, array in batch._arrays.items()}
-        fill(batch, step)
-        if any(row.slot is not None for row in step) and kept["page0"].any():
-            batch._arrays["page0"][:] = kept["page0"]
+    def stale(batch: StaticBatch, step: list[DecodeRow]) -> torch.Tensor:
+        kept = batch._views[0]["page0"].copy()
+        filled = fill(batch, step)
+        if any(row.slot is not None for row in step) and kept.any():
+            batch._views[0]["page0"][:] = kept
+        return filled
 
     monkeypatch.setattr(StaticBatch, "fill", stale)
     node = start_tiny(kernels="fused", **SMALL)

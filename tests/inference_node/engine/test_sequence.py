@@ -17,8 +17,9 @@ def ended(
     answer: list[int], stopping: Stopping, *, room: int = ROOM, prompt: int = 4
 ) -> FinishReason | None:
     sequence = make_sequence(prompt, stopping=stopping)
+    sequence.eos, sequence.room = EOS, room
     sequence.tokens.extend(answer)
-    return sequence.ended_by(answer[-1], EOS, room)
+    return sequence.ended_by(answer[-1])
 
 
 def test_a_request_starts_with_its_prompt_to_read_and_nothing_produced() -> None:
@@ -69,10 +70,25 @@ def test_an_answer_ends_where_the_context_does() -> None:
     assert ended([5] * 6, Stopping(), room=10, prompt=4) is FinishReason.LENGTH
 
 
+def test_a_token_that_is_on_its_way_counts_for_all_but_what_is_produced() -> None:
+    sequence = make_sequence(4, stopping=Stopping(max_new_tokens=3))
+    sequence.cached, sequence.unread = 4, 1
+    assert (sequence.pending, sequence.produced, sequence.ends) == (1, 0, False)
+    left = sequence.remaining
+    sequence.tokens.append(5)
+    sequence.unread = 0
+    assert (sequence.pending, sequence.produced, sequence.remaining) == (1, 1, left)
+    sequence.cached, sequence.unread = 5, 2
+    assert sequence.ends, "the third token, whatever it is"
+    sequence.unread, sequence.room = 1, 6
+    assert sequence.ends, "the context is full"
+
+
 def test_a_prompt_that_holds_the_end_of_text_token_does_not_end_the_answer() -> None:
     sequence = make_sequence([2, 2, 2])
+    sequence.eos = EOS
     sequence.tokens.append(5)
-    assert sequence.ended_by(5, EOS, ROOM) is None
+    assert sequence.ended_by(5) is None
 
 
 def test_what_served_a_request_is_the_version_it_was_pinned_to() -> None:

@@ -66,8 +66,7 @@ def test_a_step_that_was_filled_over_another_gives_what_a_fresh_one_gives(rows: 
     static = StaticBatch(8, SIZES, lora=True, device=CPU)
     for seed, count in ((1, 8), (2, 5), (3, rows)):
         step = step_of(count, seed)
-        static.fill(step)
-        static.send()
+        static.send(static.fill(step))
     batch = static.batch
     assert batch.token_ids[:rows].tolist() == [row.token for row in step]
     assert batch.positions[:rows].tolist() == [row.position for row in step]
@@ -121,8 +120,7 @@ def test_addresses_stay_where_they_are_and_every_one_suits_a_wide_load() -> None
         return found
 
     before = [tensor.data_ptr() for tensor in tensors()]
-    static.fill(step_of(5, 1))
-    static.send()
+    static.send(static.fill(step_of(5, 1)))
     assert [tensor.data_ptr() for tensor in tensors()] == before
     start = static.on_device.data_ptr()
     assert all((address - start) % 16 == 0 for address in before)
@@ -132,13 +130,14 @@ def test_control_a_stale_page_of_the_step_before_is_seen() -> None:
     static = StaticBatch(4, SIZES, lora=True, device=CPU)
     full, fewer = step_of(4, 1), step_of(2, 2)
     static.fill(full)
-    held = {name: array.copy() for name, array in static._arrays.items()}
+    static.fill(full)
+    held = {name: array.copy() for name, array in static._views[0].items()}
     static.fill(fewer)
     fresh = StaticBatch(4, SIZES, lora=True, device=CPU)
     fresh.fill(fewer)
-    for name, array in static._arrays.items():
-        assert (array == fresh._arrays[name]).all()
-    assert any((held[name] != array).any() for name, array in static._arrays.items())
+    for name, array in static._views[0].items():
+        assert (array == fresh._views[0][name]).all()
+    assert any((held[name] != array).any() for name, array in static._views[0].items())
 
 
 def test_rows_of_one_adapter_side_by_side_are_one_tile() -> None:
@@ -146,8 +145,8 @@ def test_rows_of_one_adapter_side_by_side_are_one_tile() -> None:
     step = [DecodeRow(1, 0, [index + 1], slot) for index in range(3)]
     static = StaticBatch(4, SIZES, lora=True, device=CPU)
     static.fill([*step, DecodeRow(1, 0, [9], None)])
-    assert static._arrays["tile0"].tolist() == [0, 3, 3, 3, 3]
-    assert static._arrays["first0"].tolist() == [0, 8, 16, 24, 24]
+    assert static._views[0]["tile0"].tolist() == [0, 3, 3, 3, 3]
+    assert static._views[0]["first0"].tolist() == [0, 8, 16, 24, 24]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 16, 17, 64, 100, 256])

@@ -1,0 +1,282 @@
+"""A step that is launched before the tokens of the last are known gives what it gives after.
+
+One device of these tests does its work when somebody waits for it and never before, the other as
+soon as it is given: a step that needs anything the host has not read yet, or that is overwritten on
+its way, answers wrongly on one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference_node.engine import build as build_module
+from inference_node.engine.runner import Flight, Runner
+from inference_node.engine.scheduler import Step
+from inference_node.errors import EngineFailure, ModelFailure
+from inference_node.kernels.backend import Backend
+from inference_node.model import graphs as graphs_module
+from inference_node.model.batch import ForwardBatch
+from inference_node.model.decoder import Decoder
+from inference_node.model.graphs import Decoded, DecodeGraphs, Queued
+from inference_node.model.lane import AtOnce, Lane
+from inference_node.model.static_batch import DecodeRow, StaticBatch
+from inference_node.request import FinishReason, Sampling, Stopping
+from tests.inference_node.conftest import StartTiny
+from tests.inference_node.engine.captured import LateLane, ReferenceRows, Reruns
+from tests.inference_node.harness import Answer, Node
+from tests.inference_node.tiny import make_adapter
+
+NAMES = ("", "one", "two", "three")
+RANKS = (3, 8, 20)
+SIZES = {"max_rows": 8, "max_context": 64, "kv_tokens": 1024}
+
+
+@dataclass
+class Device:
+    """What the engines of a test run on."""
+
+    lane: Lane
+    reruns: Reruns = field(default_factory=Reruns)
+    carried: int = 0
+    """Rows whose token the host did not know when they were launched."""
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Engines that are built now capture their steps, on a device as late or early as can be."""
+    found = Device(getattr(request, "param", LateLane)())
+    backend = Backend("torch kernels, captured", rows=ReferenceRows(), captures=True)
+    monkeypatch.setattr(build_module, "choose", lambda *_, **__: backend)
+    monkeypatch.setattr(build_module, "CudaGraphs", lambda _: found.reruns)
+    monkeypatch.setattr(graphs_module, "lane_of", lambda _: found.lane)
+    run, queue = DecodeGraphs.run, DecodeGraphs.queue
+
+    def run_now(graphs: DecodeGraphs, rows: Sequence[DecodeRow]) -> Decoded | None:
+        decoded = run(graphs, rows)
+        found.lane.mark()()
+        return decoded
+
+    def watched(graphs: DecodeGraphs, rows: Sequence[DecodeRow]) -> Queued:
+        found.carried += sum(row.source is not None for row in rows)
+        return queue(graphs, rows)
+
+    monkeypatch.setattr(DecodeGraphs, "run", run_now)
+    monkeypatch.setattr(DecodeGraphs, "queue", watched)
+    return found
+
+
+def publish(node: Node, folder: Path) -> None:
+    for seed, name in enumerate(NAMES[1:]):
+        made = make_adapter(folder / name, dict(node.card.modules), rank=RANKS[seed], seed=seed)
+        node.publish(name, made)
+
+
+def crowd(node: Node) -> list[Answer]:
+    """Answers of several lengths that begin together."""
+    return [
+        node.ask(name, [5 + index, 6, 7], tokens=3 + 2 * index)
+        for index, name in enumerate(NAMES * 2)
+    ]
+
+
+def tokens_of(answers: Sequence[Answer]) -> list[list[int]]:
+    return [answer.wait().tokens for answer in answers]
+
+
+@pytest.fixture
+def expected(start_tiny: StartTiny, tmp_path: Path) -> list[list[int]]:
+    """What `crowd` is answered one by one, by a node of its own."""
+    node = start_tiny(kernels="reference", **SIZES)
+    publish(node, tmp_path / "expected")
+    return tokens_of(crowd(node))
+
+
+@pytest.mark.parametrize("device", [LateLane, AtOnce], indirect=True)
+def test_a_crowd_is_answered_as_it_is_step_by_step(
+    expected: list[list[int]], start_tiny: StartTiny, device: Device, tmp_path: Path
+) -> None:
+    node = start_tiny(**SIZES)
+    publish(node, tmp_path / "ahead")
+    assert tokens_of(crowd(node)) == expected
+    node.settle()
+    assert device.carried > 30, "most rows are launched before their token is known"
+
+
+def test_without_running_ahead_no_token_is_carried(
+    expected: list[list[int]], start_tiny: StartTiny, device: Device, tmp_path: Path
+) -> None:
+    node = start_tiny(run_ahead=False, **SIZES)
+    publish(node, tmp_path / "not ahead")
+    assert tokens_of(crowd(node)) == expected
+    assert not device.carried
+
+
+def wrong_row(patch: pytest.MonkeyPatch) -> None:
+    row = Runner._row
+
+    def shifted(runner: Runner, sequence: object) -> DecodeRow:
+        found = row(runner, sequence)  # type: ignore[arg-type]
+        if found.source is None:
+            return found
+        source = (found.source + 1) % len(runner._rows)
+        return DecodeRow(found.token, found.position, found.block_table, found.slot, source)
+
+    patch.setattr(Runner, "_row", shifted)
+
+
+def one_host_side(patch: pytest.MonkeyPatch) -> None:
+    fill = StaticBatch.fill
+
+    def same(batch: StaticBatch, step: Sequence[DecodeRow]) -> torch.Tensor:
+        batch._hosts[1], batch._views[1] = batch._hosts[0], batch._views[0]
+        return fill(batch, step)
+
+    patch.setattr(StaticBatch, "fill", same)
+
+
+def one_place_for_tokens(patch: pytest.MonkeyPatch) -> None:
+    queue = DecodeGraphs.queue
+
+    def same(graphs: DecodeGraphs, rows: Sequence[DecodeRow]) -> Queued:
+        graphs._read[1] = graphs._read[0]
+        return queue(graphs, rows)
+
+    patch.setattr(DecodeGraphs, "queue", same)
+
+
+@pytest.mark.parametrize(
+    ("fault", "device"),
+    [(wrong_row, AtOnce), (one_host_side, LateLane), (one_place_for_tokens, AtOnce)],
+    indirect=["device"],
+)
+def test_control_a_token_from_another_row_and_what_is_overwritten_on_its_way_are_seen(
+    expected: list[list[int]],
+    start_tiny: StartTiny,
+    device: Device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    fault(monkeypatch)
+    node = start_tiny(**SIZES)
+    publish(node, tmp_path / "ahead")
+    assert tokens_of(crowd(node)) != expected
+
+
+def test_whatever_ends_an_answer_ends_it_with_that_token(
+    start_tiny: StartTiny, device: Device, tmp_path: Path
+) -> None:
+    node = start_tiny(**SIZES)
+    publish(node, tmp_path / "ahead")
+    whole = node.ask("two", [5, 6, 7], tokens=12).wait().tokens
+    stop = whole[4]
+    first = whole.index(stop) + 1
+    beside = node.ask("one", [8, 9], tokens=20)
+    stopped = node.ask(
+        "two", [5, 6, 7], stopping=Stopping(max_new_tokens=12, stop_token_ids=(stop,))
+    )
+    assert stopped.completed.finish_reason is FinishReason.STOP_SEQUENCE
+    assert stopped.token_ids == whole[:first]
+    assert stopped.completed.usage.completion_tokens == first
+    full = node.ask("two", [5, 6, 7], stopping=Stopping(max_new_tokens=1000, ignore_eos=True))
+    assert len(full.wait().tokens) == 64 - 3, "the context is full"
+    assert full.completed.finish_reason is FinishReason.LENGTH
+    assert len(beside.wait().tokens) == 20
+    node.settle()
+    assert device.carried
+
+
+def test_who_gives_way_or_leaves_with_a_token_on_its_way_changes_nobodys_answer(
+    expected: list[list[int]], start_tiny: StartTiny, device: Device, tmp_path: Path
+) -> None:
+    node = start_tiny(**SIZES | {"kv_tokens": 64, "block_tokens": 4})
+    publish(node, tmp_path / "ahead")
+    assert tokens_of(crowd(node)) == expected
+    left = node.ask("three", [9, 9], tokens=40)
+    with left.arrived:
+        # Its next event makes the engine wait until all others are there, adapters and all.
+        answers = crowd(node)
+    left.wait(tokens=2)
+    node.engine.cancel(left.request_id)
+    assert tokens_of(answers) == expected
+    assert left.error.reason == "CANCELLED"
+    node.settle()
+    assert node.engine._scheduler.preemptions
+    assert device.carried
+
+
+def test_rows_that_are_drawn_by_chance_or_scored_wait_for_their_tokens(
+    start_tiny: StartTiny, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(node: Node) -> list[list[int]]:
+        answers = crowd(node)
+        rules = Sampling(temperature=1.0, seed=7, repetition_penalty=1.2)
+        answers.append(node.ask("one", [9, 10], tokens=9, sampling=rules))
+        return tokens_of(answers)
+
+    node = start_tiny(**SIZES)
+    publish(node, tmp_path / "ahead")
+    found = asked(node)
+    assert device.carried
+    monkeypatch.undo()
+    plain = start_tiny(kernels="reference", **SIZES)
+    publish(plain, tmp_path / "plain")
+    assert found == asked(plain)
+
+
+def test_what_a_prefix_left_in_the_cache_is_found_by_the_next_and_is_right(
+    start_tiny: StartTiny, device: Device, tmp_path: Path
+) -> None:
+    node = start_tiny(**SIZES)
+    publish(node, tmp_path / "ahead")
+    first = node.ask("one", [5, 6, 7], tokens=40).wait().tokens
+    again = node.ask("one", [5, 6, 7, *first[:36]], tokens=4)
+    assert again.wait().tokens == first[36:]
+    assert again.completed.usage.cached_tokens >= 32
+
+
+def test_a_step_that_cannot_be_launched_fails_after_the_tokens_before_it_came(
+    start_tiny: StartTiny, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start_tiny(**SIZES)
+    whole = node.ask("", [5, 6, 7], tokens=10).wait().tokens
+    launch, left = Runner.launch, iter([False, False, True])
+
+    def refuse(runner: Runner, step: Step) -> Flight:
+        if next(left, False):
+            raise RuntimeError("out of memory")
+        return launch(runner, step)
+
+    monkeypatch.setattr(Runner, "launch", refuse)
+    answer = node.ask("", [5, 6, 7], tokens=10)
+    assert isinstance(answer.error, EngineFailure)
+    assert answer.token_ids == whole[:3], "one of the prompt, two of steps on their way"
+    assert node.ask("", [5, 6, 7], tokens=10).wait().tokens == whole
+    node.settle()
+
+
+def test_logits_that_are_not_finite_end_one_answer_and_no_other(
+    start_tiny: StartTiny, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start_tiny(**SIZES)
+    publish(node, tmp_path / "ahead")
+    whole = node.ask("one", [5, 6, 7], tokens=12).wait().tokens
+    forward = Decoder.forward
+
+    def broken(decoder: Decoder, batch: ForwardBatch) -> torch.Tensor:
+        logits = forward(decoder, batch)
+        bad = batch.positions[batch.logit_rows] == 9
+        return logits.masked_fill(bad[:, None], torch.nan)
+
+    monkeypatch.setattr(Decoder, "forward", broken)
+    node.engine._runner._graphs._forward = node.engine._runner._decoder.forward  # type: ignore[union-attr]
+    answers = [node.ask("one", [5, 6, 7], tokens=count) for count in (6, 12)]
+    assert answers[0].wait().tokens == whole[:6]
+    assert isinstance(answers[1].error, ModelFailure)
+    assert answers[1].token_ids == whole[:7]
+    node.settle()
