@@ -29,6 +29,7 @@ from inference_node.errors import BadConfiguration, NodeError
 from inference_node.kernels.backend import Backend, NoTriton, choose
 from inference_node.kernels.lora import ModuleMap
 from inference_node.kernels.native import NoCompiler
+from inference_node.kernels.stopwatch import seconds_on_card
 from inference_node.model.checkpoint import (
     Base,
     checkpoint_folder,
@@ -248,6 +249,7 @@ def assemble(
             max_rank=config.max_rank,
             blocks=blocks.total,
             record=CudaGraphs(base.device),
+            seconds=seconds_on_card,
         )
     return EngineLoop(
         card=card,

@@ -25,6 +25,7 @@ from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
 from inference_node.model.graphs import Decoded, DecodeGraphs, Queued, Record, buckets_for
+from inference_node.model.layer_trial import Seconds, choose_layers
 from inference_node.model.static_batch import DecodeRow, StaticSizes
 from inference_node.request import TokenScore
 
@@ -88,9 +89,19 @@ class Runner:
         """Of the last step that was launched."""
 
     def capture(
-        self, *, max_rows: int, max_context: int, max_rank: int, blocks: int, record: Record
+        self,
+        *,
+        max_rows: int,
+        max_context: int,
+        max_rank: int,
+        blocks: int,
+        record: Record,
+        seconds: Seconds,
     ) -> None:
-        """Capture decode steps of up to `max_rows` rows; `blocks` are those of the KV cache."""
+        """Choose how layers run, and capture decode steps of up to `max_rows` rows.
+
+        `blocks` are those of the KV cache.
+        """
         sizes = StaticSizes(
             groups=len(self._pool.groups),
             widest=-(-max_rank // PAGE_RANKS),
@@ -98,6 +109,7 @@ class Runner:
             block_tokens=self._block_tokens,
             spare_block=blocks + 1,
         )
+        choose_layers(self._decoder, sizes, max_rows=max_rows, record=record, seconds=seconds)
         self._graphs = DecodeGraphs(self._decoder.forward, record)
         self._graphs.capture(buckets_for(max_rows), sizes, device=self._device)
 

@@ -18,6 +18,7 @@ from inference_node.kernels.paged_attention import (
     paged_attention,
     write_kv,
 )
+from inference_node.kernels.pointwise import Pointwise
 
 _SHORT_PROMPT = 512
 """Up to here the C kernel's rows cost less than one call of torch for each sequence."""
@@ -81,6 +82,8 @@ class Backend:
     """Prompts of up to so many tokens are attended row by row, with the single tokens."""
     reads_whole_blocks: bool = True
     """Whether what a block holds past a context must be finite."""
+    pointwise: Pointwise | None = None
+    """For layers in few launches, where the model's are of a shape that can be so run."""
     captures: bool = False
     """Whether a step can be captured, with routing of any length."""
 
@@ -130,6 +133,7 @@ def _fused(device: torch.device, *, insist: bool) -> Backend:
         from inference_node.kernels.lora.fused import FusedRows, interpreted
         from inference_node.kernels.paged_attention.fused import FusedAttention
         from inference_node.kernels.paged_attention.prefill import choose_prefill
+        from inference_node.kernels.pointwise.fused import FusedPointwise
     except ImportError as error:
         if insist:
             raise NoTriton(f"{error}: pip install triton") from error
@@ -143,5 +147,6 @@ def _fused(device: torch.device, *, insist: bool) -> Backend:
         attention.attend,
         attention.write_kv,
         reads_whole_blocks=False,
+        pointwise=FusedPointwise(),
         captures=device.type == "cuda",
     )

@@ -32,6 +32,7 @@ from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import ATTENTION, Base
 from inference_node.model.fused import FusedLayers, fuse
 from inference_node.model.layers import LoraGroup, LoraLinear, NativeHead, StepLora
+from inference_node.model.short import short_layers
 from inference_node.model.trace import AttentionRule
 
 
@@ -93,6 +94,12 @@ class Decoder:
         self._replace_linears("nf4" if linears == "auto" else linears)
         self._replace_head()
         self._fused: FusedLayers | None = None
+        self._short = (
+            short_layers(base.model, self.module_map, backend.pointwise, self._cache)
+            if backend.pointwise is not None
+            else None
+        )
+        self._is_short = False
         for rule in base.traced.attention:
             base.model.get_submodule(rule.path).lorapool_cache = self._cache
 
@@ -105,7 +112,7 @@ class Decoder:
     @property
     def kernel(self) -> str:
         dtype = str(self.base.dtype).removeprefix("torch.")
-        layers = " and layers" if self._fused is not None else ""
+        layers = " and layers" if self._fused is not None or self._is_short else ""
         return f"{self._kernel}, {dtype} compute, {self.backend.name}{layers}"
 
     @property
@@ -133,6 +140,23 @@ class Decoder:
                 for rule in self._cache.rules
             ]
         self._fuse()
+
+    @property
+    def can_be_short(self) -> bool:
+        """Whether layers can be run in few launches."""
+        return self._short is not None
+
+    def be_short(self, short: bool) -> None:
+        """Run layers in few launches from now on, or as transformers does.
+
+        What was captured stays as it was.
+        """
+        assert self._short is not None
+        if short:
+            self._short.use()
+        else:
+            self._short.leave()
+        self._is_short = short
 
     def zero_blocks(self, blocks: list[int]) -> None:
         """Forget what blocks hold, for kernels that read more of them than a context."""

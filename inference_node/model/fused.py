@@ -13,24 +13,18 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from inference_node.kernels.lora import GroupPool, LoraPlan, ModuleMap
 from inference_node.kernels.native import DecoderLayer, DecoderLayers, Library, Product
 from inference_node.kernels.paged_attention import AttentionPlan
 from inference_node.kernels.quant4 import NativeLinear
-from inference_node.model.layers import LoraLinear
+from inference_node.model.llama import LlamaLayer, llama_layers
 from inference_node.model.trace import AttentionRule
 
-_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 _WALKS = {"LlamaModel", "MistralModel", "Qwen2Model"}
 """Models that embed, turn positions to angles, walk over their layers and normalise: no more."""
-_GROUPS = (
-    (".self_attn.q_proj", ".self_attn.k_proj", ".self_attn.v_proj"),
-    (".self_attn.o_proj",),
-    (".mlp.gate_proj", ".mlp.up_proj"),
-    (".mlp.down_proj",),
-)
 
 
 class FusedLayers:
@@ -90,13 +84,10 @@ def fuse(
 
     `caches` are keys and values of every layer; `attend(layer, q)` is paged attention.
     """
-    found = [
-        _describe(model.get_submodule(f"{modules.head}{index}"), rule)
-        for index, rule in enumerate(rules)
-    ]
-    layers = [layer for layer in found if layer is not None]
-    tails = tuple(group.tails for group in modules.groups)
-    if tails != _GROUPS or len(layers) < len(found):
+    found = llama_layers(model, modules)
+    described = [_native(layer, rule) for layer, rule in zip(found or (), rules, strict=False)]
+    layers = [layer for layer in described if layer is not None]
+    if not layers or len(layers) < len(described):
         return None
     native = DecoderLayers(library, layers, *caches, pools)
     fused = FusedLayers(native, attend)
@@ -110,31 +101,20 @@ def fuse(
     return fused
 
 
-def _describe(layer: Any, rule: AttentionRule) -> DecoderLayer | None:
-    """The tensors of a layer that `layer.h` computes; None for any other kind."""
-    if type(layer).__name__ not in _LAYERS or not _is_silu(layer.mlp.act_fn):
+def _native(layer: LlamaLayer, rule: AttentionRule) -> DecoderLayer | None:
+    """The tensors of a layer that `layer.h` computes; None where it does not."""
+    products = [_product(group.base) for group in layer.groups]
+    if not all(products) or any(norm.dtype != torch.bfloat16 for norm in layer.norms):
         return None
-    linears = [layer.get_submodule(tails[0][1:]) for tails in _GROUPS]
-    products = [_product(linear) for linear in linears]
-    norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    if not all(products) or any(norm.weight.dtype != torch.bfloat16 for norm in norms):
-        return None
-    attention = layer.self_attn
     return DecoderLayer(
         products=tuple(products),  # type: ignore[arg-type]
-        norms=(norms[0].weight.data, norms[1].weight.data),
-        eps=norms[0].variance_epsilon,
-        heads=linears[1].group.base.in_features // attention.head_dim,
-        head_dim=attention.head_dim,
+        norms=layer.norms,
+        eps=layer.eps,
+        heads=layer.heads,
+        head_dim=layer.head_dim,
         scale=rule.scale if rule.window is None and rule.softcap is None else None,
     )
 
 
-def _product(linear: Any) -> Product | None:
-    base = linear.group.base if isinstance(linear, LoraLinear) else None
+def _product(base: nn.Module) -> Product | None:
     return base.product if isinstance(base, NativeLinear) else None
-
-
-def _is_silu(activation: Any) -> bool:
-    probe = torch.linspace(-4, 4, 9)
-    return torch.equal(activation(probe), torch.nn.functional.silu(probe))

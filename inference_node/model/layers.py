@@ -109,12 +109,16 @@ class LoraGroup(nn.Module):
         self._input: torch.Tensor | None = None
         self._outputs: tuple[torch.Tensor, ...] = ()
 
+    def all(self, x: torch.Tensor) -> torch.Tensor:  # [1, rows, in] -> [1, rows, sum(out)]
+        """Outputs of every linear for x, side by side."""
+        y: torch.Tensor = self.base(x)
+        self._step.add(y[0], x[0], self._group, self._layer)
+        return y
+
     def part(self, x: torch.Tensor, part: int) -> torch.Tensor:  # [1, rows, in] -> [1, rows, out]
         """Outputs of linear `part` for x; computed with the first part, handed out once."""
         if part == 0 or x is not self._input:
-            y: torch.Tensor = self.base(x)
-            self._step.add(y[0], x[0], self._group, self._layer)
-            self._input, self._outputs = x, y.split(self._out_features, dim=-1)
+            self._input, self._outputs = x, self.all(x).split(self._out_features, dim=-1)
         found = self._outputs[part]
         if part == len(self._out_features) - 1:
             self._input, self._outputs = None, ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,8 @@ from inference_node.kernels.quant4.dispatch import (
     write_timings,
 )
 from inference_node.kernels.quant4.reference import dequantise
+from inference_node.kernels.stopwatch import seconds_on_card
 
-_REPEATS = 7
 _FILL = 256 << 20
 """Bytes of weights a timed turn goes through, so that none of them is found in the cache."""
 
@@ -131,15 +130,7 @@ def _seconds(run: Callable[[], None]) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         run()
-    taken: list[float] = []
-    for _ in range(_REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        taken.append(start.elapsed_time(end) / 1000)
-    return statistics.median(taken)
+    return seconds_on_card(graph.replay)
 
 
 def _signature(device: torch.device, shapes: Sequence[LinearShape]) -> str:

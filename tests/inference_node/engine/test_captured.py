@@ -34,7 +34,9 @@ def reruns(monkeypatch: pytest.MonkeyPatch) -> Reruns:
     """Engines that are built now capture their decode steps in this way."""
     choose, found = build_module.choose, Reruns()
     monkeypatch.setattr(
-        build_module, "choose", lambda *q, **how: replace(choose(*q, **how), captures=True)
+        build_module,
+        "choose",
+        lambda *q, **how: replace(choose(*q, **how), captures=True, pointwise=None),
     )
     monkeypatch.setattr(build_module, "CudaGraphs", lambda device: found)
     return found

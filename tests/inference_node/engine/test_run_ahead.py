@@ -7,6 +7,7 @@ its way, answers wrongly on one of them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from inference_node.engine.runner import Flight, Runner
 from inference_node.engine.scheduler import Step
 from inference_node.errors import EngineFailure, ModelFailure
 from inference_node.kernels.backend import Backend
+from inference_node.kernels.pointwise import REFERENCE
 from inference_node.model import graphs as graphs_module
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
@@ -50,7 +52,11 @@ class Device:
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
     """Engines that are built now capture their steps, on a device as late or early as can be."""
     found = Device(getattr(request, "param", LateLane)())
-    backend = Backend("torch kernels, captured", rows=ReferenceRows(), captures=True)
+    backend = Backend(
+        "torch kernels, captured", rows=ReferenceRows(), pointwise=REFERENCE, captures=True
+    )
+    times = itertools.cycle((2.0, 1.0))
+    monkeypatch.setattr(build_module, "seconds_on_card", lambda _: next(times))
     monkeypatch.setattr(build_module, "choose", lambda *_, **__: backend)
     monkeypatch.setattr(build_module, "CudaGraphs", lambda _: found.reruns)
     monkeypatch.setattr(graphs_module, "lane_of", lambda _: found.lane)
@@ -105,6 +111,7 @@ def test_a_crowd_is_answered_as_it_is_step_by_step(
     assert tokens_of(crowd(node)) == expected
     node.settle()
     assert device.carried > 30, "most rows are launched before their token is known"
+    assert "and layers" in node.engine.info().kernel, "in few launches"
 
 
 def test_without_running_ahead_no_token_is_carried(

@@ -31,6 +31,8 @@ from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.kernels.paged_attention import fused as attention
 from inference_node.kernels.paged_attention import programs as attention_programs
 from inference_node.kernels.paged_attention.prefill import one_by_one
+from inference_node.kernels.pointwise import fused as pointwise
+from inference_node.kernels.pointwise import programs as pointwise_programs
 
 CPU = torch.device("cpu")
 GROUPS = (
@@ -106,6 +108,18 @@ def run_attention(dtype: torch.dtype, heads_of: Sequence[tuple[int, int, int]]) 
             kernels.attend(q, k, v, plan.within(100), scale=1.0, softcap=50.0)
 
 
+def run_pointwise(dtype: torch.dtype) -> None:
+    kernels = pointwise.FusedPointwise()
+    (heads, kv_heads, dim), inner = HEADS[0], GROUPS[3].in_features
+    x, weight = torch.empty(2, 4096, dtype=dtype), torch.empty(4096, dtype=dtype)
+    for delta in (None, torch.empty_like(x)):
+        kernels.add_norm(x, delta, weight, 1e-5)
+    k, v = (torch.empty(70, 16, kv_heads, dim, dtype=dtype) for _ in "kv")
+    qkv, angles = torch.empty(2, (heads + 2 * kv_heads) * dim, dtype=dtype), x[:, :dim]
+    kernels.rotate(qkv, angles, angles, k, v, torch.zeros(2, dtype=torch.int64))
+    kernels.silu_times(torch.empty(2, 2 * inner, dtype=dtype))
+
+
 def compiled(launches: Launches, capability: int) -> Iterator[dict[str, Any]]:
     """What came of each distinct launch."""
     names = launches.program.arg_names
@@ -172,12 +186,15 @@ def _widths(ptx: str) -> dict[str, int]:
 
 def main() -> None:
     *everything, capability = sys.argv[1:]
-    programs = [*recorded(lora_programs), *recorded(attention_programs)]
+    modules = (lora_programs, attention_programs, pointwise_programs)
+    programs = [launches for module in modules for launches in recorded(module)]
     run_lora(torch.bfloat16, GROUPS if everything else (GROUPS[0], GROUPS[3]))
     run_attention(torch.bfloat16, HEADS if everything else HEADS[:1])
+    run_pointwise(torch.bfloat16)
     if everything:
         run_lora(torch.float32, GROUPS)
         run_attention(torch.float32, HEADS)
+        run_pointwise(torch.float32)
     for launches in programs:
         for line in compiled(launches, int(capability)):
             print(json.dumps(line), flush=True)

@@ -9,51 +9,33 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     LlamaConfig,
-    MistralConfig,
     PretrainedConfig,
-    Qwen2Config,
     Qwen3Config,
 )
 
-from inference_node.adapters.pool import AdapterPool
 from inference_node.config import EngineConfig
 from inference_node.kernels.backend import Backend, RowKernels, choose
-from inference_node.kernels.lora import LoraPlan, SlotPages
 from inference_node.kernels.native import DecoderLayers, NoCompiler
-from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.kernels.quant4 import multiplies_bfloat16
-from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import load_base
 from inference_node.model.decoder import Decoder
+from tests.inference_node.model.layered import (
+    BLOCK,
+    BLOCKS,
+    CONFIGS,
+    CPU,
+    SIZES,
+    distance,
+    furnish,
+    logits_of_two_steps,
+    save_model,
+)
 
-CPU = torch.device("cpu")
-BLOCK, BLOCKS, VOCABULARY = 4, 40, 96
 ALL = 100
 """Tokens: more than any prompt here has."""
 TOLERANCE = 2.0**-8
 """Of a row of logits: sums in another order, rounded to bfloat16 now and then to the other side."""
-SIZES: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-CONFIGS: dict[str, PretrainedConfig] = {
-    "llama": LlamaConfig(**SIZES),
-    "llama with biases": LlamaConfig(**SIZES, attention_bias=True),
-    "mistral": MistralConfig(**SIZES, sliding_window=None),
-    "mistral with a window": MistralConfig(**SIZES, sliding_window=5),
-    "qwen2": Qwen2Config(**SIZES),
-}
-RANKS = (1, 12, 33)
 
 pytestmark = pytest.mark.skipif(not multiplies_bfloat16(CPU), reason="layers in C need AVX512-BF16")
 
@@ -69,12 +51,7 @@ class Twin:
     """One checkpoint twice: layers through native calls, and transformers' own."""
 
     def __init__(self, folder: Path, config: PretrainedConfig) -> None:
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-        for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
-                parameter.data += torch.randn_like(parameter) / 4
-        model.save_pretrained(folder)
+        save_model(folder, config)
         try:
             backend = choose("native", device=CPU, folder=folder / "kernels")
         except NoCompiler as error:
@@ -89,66 +66,15 @@ class Twin:
 
     def _decoder(self, folder: Path, backend: Backend) -> Decoder:
         config = EngineConfig(base_model=str(folder), device="cpu", dtype="bfloat16")
-        decoder = Decoder(load_base(config), linears="nf4", backend=backend)
-        decoder.allocate_cache(blocks=BLOCKS, block_tokens=BLOCK)
-        pool = AdapterPool(decoder.module_map, pool_bytes=2**20, dtype=torch.bfloat16, device=CPU)
-        generator = torch.Generator().manual_seed(1)
-        for group in pool.groups:
-            for tensor, scale in ((group.a, group.shape.in_features**-0.5), (group.b, 0.1)):
-                # Page 0 stays zeros.
-                tensor[1:] = torch.randn(tensor[1:].shape, generator=generator) * scale
-        decoder.bind_pool(pool.groups)
-        return decoder
+        return furnish(Decoder(load_base(config), linears="nf4", backend=backend))
 
     def logits(self, decoder: Decoder, *, by_row: int = 1) -> torch.Tensor:
-        """Prompts of several lengths under several adapters, then a step of one token each.
-
-        `by_row`: up to which context prompts are attended row by row, if the model allows it.
-        """
-        groups = len(decoder.module_map.groups)
-        pages = iter(range(1, BLOCKS))
-        slots: list[SlotPages | None] = [None]
-        for stamp, rank in enumerate(RANKS, start=1):
-            own = tuple(next(pages) for _ in range(-(-rank // 8)))
-            slots.append(SlotPages((own,) * groups, 0.5, stamp))
-        lengths = [5, 1, 9, 3]
-        tables = [tuple(range(1 + 4 * row, 5 + 4 * row)) for row in range(len(slots))]
-        found = []
-        for steps in ([(0, length) for length in lengths], [(length, 1) for length in lengths]):
-            order = sorted(range(len(slots)), key=lambda row: steps[row][1] != 1)
-            chunks = [Chunk(tables[row], *steps[row]) for row in order]
-            segments, ids, positions = [], [], []
-            for row, chunk in zip(order, chunks, strict=True):
-                segments.append((len(ids), chunk.length, slots[row]))
-                positions += range(chunk.start, chunk.context)
-                ids += [3 + (row * 31 + place * 7) % 90 for place in positions[-chunk.length :]]
-            plan = LoraPlan.build(
-                segments,
-                groups=groups,
-                device=CPU,
-                dtype=torch.bfloat16,
-                in_place=decoder.backend.rows is not None,
-            )
-            batch = ForwardBatch(
-                token_ids=torch.tensor(ids),
-                positions=torch.tensor(positions),
-                attention=AttentionPlan.build(
-                    chunks, block_tokens=BLOCK, device=CPU, by_row=min(by_row, decoder.by_row)
-                ),
-                lora=plan,
-                logit_rows=torch.arange(len(ids)),
-            )
-            found.append(decoder.forward(batch))
-        return torch.cat(found).float()
+        return logits_of_two_steps(decoder, by_row=by_row)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twin:
     return Twin(tmp_path_factory.mktemp("twin"), CONFIGS[request.param])
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
 @pytest.mark.parametrize("by_row", [1, ALL], ids=["prompts apart", "row by row"])
