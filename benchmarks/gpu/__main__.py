@@ -1,14 +1,16 @@
 """Checks every kernel of the GPU path, then measures it: `python -m benchmarks.gpu`.
 
 Needs torch, triton, transformers and bitsandbytes; PEFT where it is to be compared. No model, no
-store, no network: weights are random. The result file is written after every row, so a run that is
-cut short keeps what it had. `--device cpu --tiny` runs the same code without a card, in Triton's
-interpreter, and its times mean nothing.
+store, no network: weights are random. The result file is written after every figure, so a run
+that is cut short keeps what it had. A row that fails is a row that says so; where it took the
+device with it, the rows after it are measured by a new process. `--device cpu --tiny` runs the same
+code without a card, in Triton's interpreter, and its times mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import platform
 import sys
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "gpu.json"
+GRACE = 20.0
+"""Seconds past `--seconds` after which a row that does not end is ended with the process."""
 PACKAGES = ("torch", "triton", "transformers", "bitsandbytes", "peft")
 
 
@@ -27,9 +31,17 @@ def main() -> int:
     if options.device == "cpu":
         # Triton decides when it is first imported, which torch does.
         os.environ["TRITON_INTERPRET"] = "1"
-    from benchmarks.gpu.run import run
+    began = time.monotonic()
+    faulthandler.dump_traceback_later(options.seconds + GRACE, exit=True)
+    from benchmarks.gpu.run import LOST, run
 
-    return run(options, about=_about(options))
+    status = run(options, about=_about(options))
+    if status == LOST:
+        left = max(0.0, options.seconds - (time.monotonic() - began))
+        own = [argument for argument in sys.argv[1:] if argument != "--go-on"]
+        again = [*own, "--go-on", "--seconds", f"{left:.0f}"]
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu", *again])
+    return status
 
 
 def _options() -> argparse.Namespace:
@@ -39,6 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", default="8b", choices=("8b", "1b"), help="the model's shape")
     parser.add_argument("--seconds", type=float, default=480, help="no row starts after this")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the result file")
+    parser.add_argument("--go-on", action="store_true", help="keep what the result file has")
     parser.add_argument("--rows", default="", help="names of rows, with commas; all if left out")
     options = parser.parse_args()
     if options.device == "cpu" and not options.tiny:

@@ -19,6 +19,7 @@ from inference_node.kernels.lora import (
     shrink_rows,
 )
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk, paged_attention, write_kv
+from inference_node.kernels.pointwise import REFERENCE as pointwise
 from inference_node.kernels.quant4 import GemmLinear, dense_linear, stacked
 from inference_node.model.trace import trace
 
@@ -34,6 +35,9 @@ class Check:
     @property
     def holds(self) -> bool:
         return self.error < TOLERANCE
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.error:.2e} {'' if self.holds else 'WRONG'}"
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -108,6 +112,39 @@ def check_attention(size: Size, backend: Backend, device: torch.device) -> Itera
         found = backend.attend(q, *caches[0], plan, scale=dim**-0.5)
         expected = paged_attention(q, *caches[1], plan, scale=dim**-0.5)
         yield Check(f"attention {name}", distance(found, expected))
+
+
+def check_pointwise(size: Size, backend: Backend, device: torch.device) -> Iterator[Check]:
+    """The small operators of a layer, each beside the reference."""
+    config, kernels = size.config, backend.pointwise
+    assert kernels is not None
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    for rows in (1, 9):
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, device=device).to(DTYPE)
+
+        x, delta = random(rows, config.hidden_size), random(rows, config.hidden_size)
+        weight = random(config.hidden_size)
+        sums = x.clone(), x.clone()
+        found = kernels.add_norm(sums[0], delta, weight, 1e-5)
+        expected = pointwise.add_norm(sums[1], delta, weight, 1e-5)
+        yield Check(f"norm, {rows} rows", distance(found, expected))
+        yield Check(f"sum, {rows} rows", distance(*sums))
+        qkv = random(rows, (heads + 2 * kv_heads) * dim)
+        cos, sin = random(rows, dim), random(rows, dim)
+        slots = torch.randperm(64, device=device)[:rows]
+        shape = (4, 16, kv_heads, dim)
+        caches = [[torch.zeros(shape, dtype=DTYPE, device=device) for _ in "kv"] for _ in range(2)]
+        found = kernels.rotate(qkv, cos, sin, *caches[0], slots)
+        expected = pointwise.rotate(qkv, cos, sin, *caches[1], slots)
+        yield Check(f"turned queries, {rows} rows", distance(found, expected))
+        for kind, mine, other in zip(("keys", "values"), *caches, strict=True):
+            yield Check(f"turned {kind}, {rows} rows", distance(mine, other))
+        gate_up = random(rows, 2 * config.intermediate_size)
+        found, expected = kernels.silu_times(gate_up), pointwise.silu_times(gate_up)
+        yield Check(f"gate, {rows} rows", distance(found, expected))
 
 
 def check_linears(node: Node) -> Iterator[Check]:

@@ -13,12 +13,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.sizes import Size
+from inference_node.adapters.pool import AdapterPool
 from inference_node.kernels.backend import Backend
 from inference_node.kernels.lora import PAGE_RANKS, GroupPool, ModuleMap, SlotPages
 from inference_node.kernels.quant4 import GemmLinear, stacked
+from inference_node.kernels.stopwatch import seconds_on_card
 from inference_node.model.checkpoint import ATTENTION, Base
 from inference_node.model.decoder import Decoder
-from inference_node.model.graphs import CudaGraphs, Decoded, DecodeGraphs, Replay, Step
+from inference_node.model.graphs import CudaGraphs, Decoded, DecodeGraphs, Record, Replay, Step
+from inference_node.model.layer_trial import choose_layers
 from inference_node.model.layers import LoraLinear
 from inference_node.model.static_batch import DecodeRow, StaticSizes
 from inference_node.model.trace import trace
@@ -28,11 +31,13 @@ WIDEST = 8
 DTYPE = torch.bfloat16
 
 
-def random_model(size: Size, device: torch.device, *, attention: str) -> Any:
+def random_model(
+    size: Size, device: torch.device, *, attention: str, dtype: torch.dtype = DTYPE
+) -> Any:
     """A causal LM whose linears are NF4, made on the device without a checkpoint."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            size.config, dtype=DTYPE, attn_implementation=attention
+            size.config, dtype=dtype, attn_implementation=attention
         )
     torch.manual_seed(0)
     for path, module in list(model.named_modules()):
@@ -43,7 +48,7 @@ def random_model(size: Size, device: torch.device, *, attention: str) -> Any:
     for path, parameter in list(model.named_parameters()):
         if parameter.is_meta:
             owner, _, name = path.rpartition(".")
-            value = torch.empty(parameter.shape, dtype=DTYPE, device=device)
+            value = torch.empty(parameter.shape, dtype=dtype, device=device)
             value.fill_(1.0) if parameter.ndim == 1 else value.normal_(0, 0.02)
             setattr(model.get_submodule(owner), name, nn.Parameter(value, requires_grad=False))
     model.tie_weights()
@@ -74,19 +79,38 @@ def _random_linear(in_features: int, out_features: int, device: torch.device) ->
 
 
 def pools_of(
-    modules: ModuleMap, pages: Sequence[int], device: torch.device
+    modules: ModuleMap,
+    pages: Sequence[int],
+    device: torch.device,
+    *,
+    dtype: torch.dtype = DTYPE,
 ) -> tuple[GroupPool, ...]:
     """`pages[g]` pages of random factors in group g, beside the null page."""
     pools = []
     for group, count in zip(modules.groups, pages, strict=True):
         shape = group.shape
-        a = torch.zeros((count + 1, modules.layers, *shape.a_page), dtype=DTYPE, device=device)
-        b = torch.zeros((count + 1, modules.layers, *shape.b_page), dtype=DTYPE, device=device)
+        a = torch.zeros((count + 1, modules.layers, *shape.a_page), dtype=dtype, device=device)
+        b = torch.zeros((count + 1, modules.layers, *shape.b_page), dtype=dtype, device=device)
         for page in range(1, count + 1):
             a[page].normal_(0, shape.in_features**-0.5)
             b[page].normal_(0, 0.02)
         pools.append(GroupPool(shape, a, b))
     return tuple(pools)
+
+
+def random_pool(node: Node, pages: int) -> AdapterPool:
+    """The engine's own pool, so many random pages in every group."""
+    elements = sum(g.shape.page_elements(node.modules.layers) for g in node.modules.groups)
+    pool = AdapterPool(
+        node.modules,
+        pool_bytes=pages * elements * DTYPE.itemsize,
+        dtype=DTYPE,
+        device=node.device,
+    )
+    for group in pool.groups:
+        for tensor in (group.a, group.b):
+            tensor[1:].normal_(0, 0.02)
+    return pool
 
 
 def adapters(ranks: Sequence[int], groups: Sequence[bool], *, pages: int = 0) -> list[SlotPages]:
@@ -106,8 +130,11 @@ def adapters(ranks: Sequence[int], groups: Sequence[bool], *, pages: int = 0) ->
 class Node:
     """One decoder over a KV cache that holds `rows` sequences of the size's context."""
 
-    def __init__(self, size: Size, backend: Backend, device: torch.device, *, rows: int) -> None:
-        self.size, self.device, self.rows = size, device, rows
+    def __init__(
+        self, size: Size, backend: Backend, device: torch.device, *, rows: int, bandwidth: float
+    ) -> None:
+        """`bandwidth` is what a copy on the device reaches, in bytes read and written a second."""
+        self.size, self.device, self.rows, self.bandwidth = size, device, rows, bandwidth
         model = random_model(size, device, attention=ATTENTION)
         self.originals = {
             path: module for path, module in model.named_modules() if isinstance(module, Linear4bit)
@@ -138,14 +165,37 @@ class Node:
             spare_block=rows * per_row + 1,
         )
         self.decoder.allocate_cache(blocks=rows * per_row, block_tokens=BLOCK_TOKENS)
-        for cache in self.decoder.caches:
-            cache.normal_()  # Arithmetic on zeros can be faster than on what a cache will hold.
+        self.short = False
+        """Whether layers run in few launches; `choose` says."""
+        self.refill()
         self.forget()
+
+    @property
+    def record(self) -> Record:
+        """How steps are captured here."""
+        return CudaGraphs(self.device) if self.device.type == "cuda" else rerun
+
+    def choose(self) -> None:
+        """Run layers as the engine would, from now on."""
+        cuda = self.device.type == "cuda"
+        choose_layers(
+            self.decoder,
+            self.sizes,
+            max_rows=max(self.size.rows),
+            record=self.record,
+            seconds=seconds_on_card if cuda else lambda replay: 1.0,
+        )
+        self.short = self.decoder.is_short
+        self.refill()
+
+    def refill(self) -> None:
+        """Random keys and values: arithmetic on zeros can be faster."""
+        for cache in self.decoder.caches:
+            cache.normal_()
 
     def forget(self) -> None:
         """Drop every captured step."""
-        record = CudaGraphs(self.device) if self.device.type == "cuda" else rerun
-        self.graphs = DecodeGraphs(self.decoder.forward, record)
+        self.graphs = DecodeGraphs(self.decoder.forward, self.record)
 
     def products(self) -> list[tuple[Any, list[Any]]]:
         """For every group of every layer: what serves it, and bitsandbytes' own modules."""
@@ -203,12 +253,23 @@ class Node:
 
         return run
 
+    @property
+    def linear_bytes(self) -> int:
+        """Of the 4-bit weights of a step, their scales among them."""
+        weights = [one.in_features * one.out_features for one in self.originals.values()]
+        return sum(count // 2 + count // 64 * 4 for count in weights)
+
+    def milliseconds(self, size: int) -> float:
+        """What so many bytes take at the rate of a copy."""
+        return size / self.bandwidth * 1e3
+
+    def floor_ms(self, slots: Sequence[SlotPages | None]) -> float:
+        """What one step over these rows takes if it only reads what it must."""
+        return self.milliseconds(self.floor_bytes(slots))
+
     def floor_bytes(self, slots: Sequence[SlotPages | None]) -> int:
         """Bytes that one step must read: weights, keys and values, and each adapter once."""
-        total = 0
-        for linear in self.originals.values():
-            weights = linear.in_features * linear.out_features
-            total += weights // 2 + weights // 64 * 4
+        total = self.linear_bytes
         head = self.decoder.base.model.get_output_embeddings().weight
         total += head.numel() * head.element_size()
         config = self.size.config

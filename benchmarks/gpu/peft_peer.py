@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,15 +17,14 @@ TURNS = 5
 """Of PEFT's steps: they are slow, and steady."""
 
 
-def beside_peft(node: Node, clock: Clock) -> list[Figure]:
+def beside_peft(node: Node, clock: Clock) -> Iterator[Figure]:
     """Tokens a second of decode steps over distinct r16 adapters: ours, and both of PEFT's ways."""
     sizes = [rows for rows in (8, 32) if rows <= max(node.size.rows)] or [max(node.size.rows)]
+    slots = adapters([16] * max(sizes), [True] * len(node.modules.groups))
     ours = _ours(node, clock, sizes)
     model = _peft(node, max(sizes))
     slow = Clock(clock.device, repeats=min(TURNS, clock.repeats))
     names = [f"a{index}" for index in range(max(sizes))]
-    mixed_marks = {8: (10.0, 25.0), 32: (25.0, 60.0)}
-    alone_marks = {8: (15.0, 40.0), 32: (50.0, 120.0)}
     turn = iter(range(10**9))
 
     def alone(step: Callable[..., object]) -> None:
@@ -34,34 +33,15 @@ def beside_peft(node: Node, clock: Clock) -> list[Figure]:
 
     single = _decode(node, model, 1)
     one = slow.alternating({"one": lambda: alone(single)}, wall=True)["one"]
-    figures = []
     for rows in sizes:
         many = _decode(node, model, rows)
         mixed = slow.alternating(
             {"mixed": lambda s=many, n=names[:rows]: s(adapter_names=n)}, wall=True
         )["mixed"]
-        must, stretch = mixed_marks.get(rows, (None, None))
         rate = rows / ours[rows]
-        figures.append(
-            Figure(
-                f"8 tokens/s, ours / PEFT adapter_names, {rows} distinct",
-                rate / (rows / mixed),
-                must,
-                stretch,
-                parts={"ours tokens/s": rate, "PEFT tokens/s": rows / mixed},
-            )
-        )
-        must, stretch = alone_marks.get(rows, (None, None))
-        figures.append(
-            Figure(
-                f"9 tokens/s, ours / PEFT set_adapter one by one, {rows} distinct",
-                rate * one,
-                must,
-                stretch,
-                parts={"ours tokens/s": rate, "PEFT tokens/s": 1 / one},
-            )
-        )
-    return figures
+        parts = {"ours tokens/s": rate, "floor ms": node.floor_ms(slots[:rows])}
+        yield Figure("8", rate * mixed / rows, rows, parts | {"PEFT tokens/s": rows / mixed})
+        yield Figure("9", rate * one, rows, parts | {"PEFT tokens/s": 1 / one})
 
 
 def _ours(node: Node, clock: Clock, sizes: list[int]) -> dict[int, float]:

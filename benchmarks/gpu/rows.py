@@ -1,113 +1,27 @@
-"""The rows of figures that need no second system; each a function that returns what it measured.
+"""The rows about decode steps and adapters; each yields its figures as it has them.
 
-Numbers are those of the table in docs/decisions/0014-gpu-path.md.
+Numbers are those of `marks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
 
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.node import Node, adapter_bytes, adapters, pools_of
 from benchmarks.gpu.results import Figure
 from inference_node.kernels.lora import LoraPlan, SlotPages
-from inference_node.kernels.quant4 import Dispatch, GemmLinear, dense_linear, stacked
-
-BUDGET = 4_600_000_000
-"""Bytes of bfloat16 weights that the hybrid may keep: o, down and q|k|v of an 8B model."""
 
 
-class ByModule(nn.Module):
-    """What bitsandbytes' own modules give, one after the other."""
-
-    def __init__(self, linears: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.linears = nn.ModuleList(linears)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([linear(x) for linear in self.linears], dim=-1)
-
-
-def linears_alone(
-    node: Node, clock: Clock, dispatch: Callable[[list[GemmLinear]], Dispatch]
-) -> list[Figure]:
-    """Rows 1, 1b and 2: all linears of a step, by each way to compute them."""
-    products = node.products()
-    ours = [GemmLinear(stacked(originals)) for _, originals in products]
-    chosen = dispatch(ours)
-    figures = []
-    marks = {1: (0.97, 1.2), 8: (1.1, 2.0), 32: (1.0, 1.8), 64: (1.4, 2.5)}
-    hybrid_marks = {8: (1.3, 1.8), 32: (1.3, 1.8), 64: (1.8, 2.8)}
-    dense_marks = {1: (1.3, 1.8), 8: (0.75, 1.2), 32: (0.65, 1.0), 64: (0.65, 1.0)}
-    taken: dict[int, dict[str, float]] = {}
-    sizes = [rows for rows in (1, 4, 8, 16, 32, 64) if rows <= max(node.size.rows)]
-
-    def time(ways: dict[str, list[Any]]) -> None:
-        for rows in sizes:
-            inputs = {
-                linear.in_features: torch.randn(rows, linear.in_features, device=node.device).to(
-                    torch.bfloat16
-                )
-                for linear in ours
-            }
-            runs = {
-                name: clock.captured(
-                    lambda some=some, x=inputs: [
-                        call(x[ours[index].in_features]) for index, call in enumerate(some)
-                    ]
-                )
-                for name, some in ways.items()
-            }
-            with torch.inference_mode():
-                taken.setdefault(rows, {}).update(clock.alternating(runs))
-
-    modules = [node.by_module(originals) for _, originals in products]
-    defaults = [lambda x, own=own: [each(x) for each in own] for own in modules]
-    time({"modules": defaults, "packed": ours})
-    dense = [dense_linear(stacked(own), dtype=torch.bfloat16) for _, own in products]
-    time({"packed": ours, "dense": dense})
-    del dense
-    for linear in ours:
-        linear.write_out(chosen)
-    time({"hybrid": ours})
-    for rows, seconds in taken.items():
-        parts = {"rows": rows, **{name: value * 1e3 for name, value in seconds.items()}}
-        packed, modules = seconds["packed"], seconds["modules"]
-        must, stretch = marks.get(rows, (None, None))
-        name = f"1 bitsandbytes' modules / ours, {rows} rows"
-        figures.append(Figure(name, modules / packed, must, stretch))
-        must, stretch = hybrid_marks.get(rows, (None, None))
-        hybrid = modules / seconds["hybrid"]
-        figures.append(Figure(f"1b modules / hybrid, {rows} rows", hybrid, must, stretch))
-        must, stretch = dense_marks.get(rows, (None, None))
-        figures.append(
-            Figure(
-                f"2 bfloat16 / ours, {rows} rows",
-                seconds["dense"] / packed,
-                must,
-                stretch,
-                parts=parts,
-            )
-        )
-    return figures
-
-
-def steps(node: Node, clock: Clock, bandwidth: float) -> list[Figure]:
+def steps(node: Node, clock: Clock) -> Iterator[Figure]:
     """Rows 4, 5 and 12: a captured step of the base, of one hot adapter, and of all distinct."""
     every = [True] * len(node.modules.groups)
     most = max(node.size.rows)
     node.bind(pools_of(node.modules, [2 * most] * len(every), node.device))
     slots = adapters([16] * most, every)
-    hot_marks = {1: (1.30, 1.20), 32: (1.20, 1.10), 64: (1.20, 1.10)}
-    distinct_marks = {8: (1.35, 1.25), 32: (1.60, 1.45), 64: (1.80, 1.60)}
-    floor_marks = {1: (0.28, 0.40), 8: (0.28, 0.40), 32: (0.32, 0.45), 64: (0.35, 0.50)}
-    floor_marks[128] = (0.42, 0.58)
-    figures = []
-    for rows in node.size.rows:
+    for rows in sorted(node.size.rows, key=lambda rows: (rows == 128, -rows)):
         node.capture(rows)
         kinds: dict[str, Sequence[SlotPages | None]] = {
             "base": [None] * rows,
@@ -115,105 +29,75 @@ def steps(node: Node, clock: Clock, bandwidth: float) -> list[Figure]:
             "distinct": slots[:rows],
         }
         taken = clock.alternating({name: node.replay(kind) for name, kind in kinds.items()})
-        for name, marks in (("hot", hot_marks), ("distinct", distinct_marks)):
-            must, stretch = marks.get(rows, (None, None))
-            number = "4 one hot adapter" if name == "hot" else "5 all distinct"
-            figures.append(
-                Figure(
-                    f"{number} / base, {rows} rows",
-                    taken[name] / taken["base"],
-                    must,
-                    stretch,
-                    higher=False,
-                    parts={"ms": taken[name] * 1e3, "base ms": taken["base"] * 1e3},
-                )
-            )
-        floor = node.floor_bytes(kinds["distinct"])
-        must, stretch = floor_marks.get(rows, (None, None))
-        figures.append(
-            Figure(
-                f"12 byte floor / step, {rows} rows all distinct",
-                floor / bandwidth / taken["distinct"],
-                must,
-                stretch,
-                parts={
-                    "step ms": taken["distinct"] * 1e3,
-                    "floor ms": floor / bandwidth * 1e3,
-                    "floor GB": floor / 1e9,
-                    "base step ms": taken["base"] * 1e3,
-                    "base floor ms": node.floor_bytes(kinds["base"]) / bandwidth * 1e3,
-                    "copy GB/s": bandwidth / 1e9,
-                    "tokens/s": rows / taken["distinct"],
-                },
-            )
-        )
+        parts = {f"{name} ms": seconds * 1e3 for name, seconds in taken.items()}
+        parts |= {f"{name} floor ms": node.floor_ms(kind) for name, kind in kinds.items()}
+        yield Figure("5", taken["distinct"] / taken["base"], rows, parts)
+        yield Figure("4", taken["hot"] / taken["base"], rows)
+        floor = node.floor_ms(kinds["distinct"]) / 1e3
+        speed = {"copy GB/s": node.bandwidth / 1e9, "tokens/s": rows / taken["distinct"]}
+        yield Figure("12", floor / taken["distinct"], rows, speed)
         node.forget()
-    return figures
 
 
-def graph_over_eager(node: Node, clock: Clock) -> list[Figure]:
+def graph_over_eager(node: Node, clock: Clock) -> Iterator[Figure]:
     """Row 3: a base step launched operator by operator, and at once."""
     node.bind(pools_of(node.modules, [2] * len(node.modules.groups), node.device))
-    marks = {1: (4.0, 6.0), 8: (3.0, 4.0), 32: (3.0, 4.0)}
-    figures = []
     for rows in [rows for rows in node.size.rows if rows <= 32]:
         node.capture(rows)
         replay = node.replay([None] * rows)
         inputs = node.graphs.held(rows, lora=False).step.batch
         runs = {"graph": replay, "eager": lambda x=inputs: node.decoder.forward(x)}
         taken = clock.alternating(runs, wall=True)
-        must, stretch = marks.get(rows, (None, None))
-        figures.append(
-            Figure(
-                f"3 eager / graph, {rows} rows",
-                taken["eager"] / taken["graph"],
-                must,
-                stretch,
-                parts={f"{name} ms": value * 1e3 for name, value in taken.items()},
-            )
-        )
+        parts = {f"{name} ms": value * 1e3 for name, value in taken.items()}
+        parts |= {"floor ms": node.floor_ms([None] * rows)}
+        yield Figure("3", taken["eager"] / taken["graph"], rows, parts)
         node.forget()
-    return figures
 
 
-def lora_alone(node: Node, clock: Clock, bandwidth: float) -> list[Figure]:
+def layers(node: Node, clock: Clock) -> Iterator[Figure]:
+    """What short layers win: a captured base step by transformers' own, and by them."""
+    if not node.decoder.can_be_short:
+        raise RuntimeError("the model's layers cannot be run in few launches")
+    chosen = node.short
+    try:
+        for rows in node.size.rows:
+            runs = {}
+            for name, short in (("own", False), ("short", True)):
+                node.decoder.be_short(short)
+                node.forget()
+                node.capture(rows)
+                runs[name] = node.replay([None] * rows)
+            taken = clock.alternating(runs)
+            parts = {f"{name} ms": value * 1e3 for name, value in taken.items()}
+            parts |= {"floor ms": node.floor_ms([None] * rows)}
+            yield Figure("layers", taken["own"] / taken["short"], rows, parts)
+    finally:
+        node.decoder.be_short(chosen)
+        node.forget()
+
+
+def lora_alone(node: Node, clock: Clock) -> Iterator[Figure]:
     """Rows 6 and 7: the LoRA kernels of a whole step, at true ranks and padded to the largest."""
     rows, every = min(64, max(node.size.rows)), [True] * len(node.modules.groups)
     node.bind(pools_of(node.modules, [8 * rows] * len(every), node.device))
+    for count in sorted({rows, max(1, rows // 2)}, reverse=True):
+        slots = adapters([16] * count, every)
+        run = clock.captured(_lora_step(node, slots))
+        with torch.inference_mode():
+            taken = clock.alternating({"r16": run})["r16"]
+        moved = adapter_bytes(node.modules, slots)
+        parts = {"ms": taken * 1e3, "floor ms": node.milliseconds(moved), "GB": moved / 1e9}
+        yield Figure("6", moved / taken / node.bandwidth, count, parts)
     mixed = [(8, 16, 32, 64)[row % 4] for row in range(rows)]
-    kinds = {
-        "r16": adapters([16] * rows, every),
-        "mixed": adapters(mixed, every),
-        "padded": adapters(mixed, every, pages=8),
-    }
+    kinds = {"paged": adapters(mixed, every), "padded": adapters(mixed, every, pages=8)}
     runs = {name: clock.captured(_lora_step(node, slots)) for name, slots in kinds.items()}
     with torch.inference_mode():
-        taken = clock.alternating(runs)
-    moved = {name: adapter_bytes(node.modules, slots) for name, slots in kinds.items()}
-    return [
-        Figure(
-            f"6 LoRA bytes / time / copy bandwidth, {rows} distinct r16",
-            moved["r16"] / taken["r16"] / bandwidth,
-            0.45,
-            0.65,
-            parts={"ms": taken["r16"] * 1e3, "GB": moved["r16"] / 1e9},
-        ),
-        Figure(
-            "7 mixed ranks, paged / padded time",
-            taken["mixed"] / taken["padded"],
-            0.65,
-            0.55,
-            higher=False,
-            parts={name: taken[name] * 1e3 for name in ("mixed", "padded")},
-        ),
-        Figure(
-            "7 mixed ranks, paged / padded memory",
-            moved["mixed"] / moved["padded"],
-            0.50,
-            0.47,
-            higher=False,
-        ),
-    ]
+        both = clock.alternating(runs)
+    size = {name: adapter_bytes(node.modules, slots) for name, slots in kinds.items()}
+    parts = {f"{name} ms": value * 1e3 for name, value in both.items()}
+    parts |= {f"{name} floor ms": node.milliseconds(value) for name, value in size.items()}
+    yield Figure("7", both["paged"] / both["padded"], rows, parts)
+    yield Figure("7b", size["paged"] / size["padded"], rows)
 
 
 def _lora_step(node: Node, slots: Sequence[SlotPages]) -> Callable[[], None]:
@@ -247,51 +131,7 @@ def _lora_step(node: Node, slots: Sequence[SlotPages]) -> Callable[[], None]:
     return run
 
 
-def own_linears(
-    node: Node, clock: Clock, dispatch: Callable[[list[GemmLinear]], Dispatch]
-) -> list[Figure]:
-    """Row 10: steps by the chosen linears, and by bitsandbytes' own modules in the same engine."""
-    every = [True] * len(node.modules.groups)
-    most = min(64, max(node.size.rows))
-    node.bind(pools_of(node.modules, [2 * most] * len(every), node.device))
-    slots = adapters([16] * most, every)
-    marks = {8: (1.1, 1.5), 32: (1.0, 1.5), 64: (1.3, 1.8)}
-    products = node.products()
-    ours = [shared.base for shared, _ in products]
-    chosen = dispatch([base for base in ours if isinstance(base, GemmLinear)])
-    figures = []
-    try:
-        for base in ours:
-            base.write_out(chosen)
-        for rows in [rows for rows in node.size.rows if 1 < rows <= 64]:
-            node.capture(rows)
-            mine = node.replay(slots[:rows])
-            for shared, originals in products:
-                shared.base = ByModule(node.by_module(originals))
-            node.forget()
-            node.capture(rows)
-            taken = clock.alternating({"ours": mine, "modules": node.replay(slots[:rows])})
-            for (shared, _), base in zip(products, ours, strict=True):
-                shared.base = base
-            node.forget()
-            must, stretch = marks.get(rows, (None, None))
-            figures.append(
-                Figure(
-                    f"10 steps a second, ours / by modules, {rows} rows",
-                    taken["modules"] / taken["ours"],
-                    must,
-                    stretch,
-                    parts={f"{name} ms": value * 1e3 for name, value in taken.items()},
-                )
-            )
-    finally:
-        for (shared, _), base in zip(products, ours, strict=True):
-            shared.base = base
-            base.write_out(Dispatch({}))
-    return figures
-
-
-def promotion(node: Node, clock: Clock) -> list[Figure]:
+def promotion(node: Node, clock: Clock) -> Iterator[Figure]:
     """Row 11: an adapter is copied to the device on a stream of its own, beside steps."""
     every = [True] * len(node.modules.groups)
     rows = min(32, max(node.size.rows))
@@ -324,58 +164,17 @@ def promotion(node: Node, clock: Clock) -> list[Figure]:
         replay()
 
     taken = clock.alternating({"quiet": replay, "promoting": beside})
+    parts = {f"{name} ms": value * 1e3 for name, value in taken.items()}
+    parts |= {"floor ms": node.floor_ms(slots)}
+    yield Figure("11", taken["promoting"] / taken["quiet"], rows, parts)
     alone = clock.alternating({"promote": copy})["promote"]
     size = sum(held.numel() * held.element_size() for _, held in mirror)
     rate = clock.host_bandwidth()
-    return [
-        Figure(
-            f"11 step while an r16 adapter is promoted / quiet, {rows} rows",
-            taken["promoting"] / taken["quiet"],
-            1.10,
-            1.03,
-            higher=False,
-            parts={f"{name} ms": value * 1e3 for name, value in taken.items()},
-        ),
-        Figure(
-            "11 promote / (bytes / host-to-device rate)",
-            alone / (size / rate),
-            1.5,
-            1.2,
-            higher=False,
-            parts={"ms": alone * 1e3, "MB": size / 1e6, "GB/s": rate / 1e9},
-        ),
-    ]
+    parts = {"ms": alone * 1e3, "floor ms": size / rate * 1e3, "MB": size / 1e6, "GB/s": rate / 1e9}
+    yield Figure("11b", alone / (size / rate), parts=parts)
 
 
-def idle_share(node: Node, clock: Clock) -> list[Figure]:
-    """Row 13: how much of a steady decode the device waits, inputs made and tokens read."""
-    every = [True] * len(node.modules.groups)
-    rows = min(64, max(node.size.rows))
-    node.bind(pools_of(node.modules, [2 * rows] * len(every), node.device))
-    slots = adapters([16] * rows, every)
-    node.capture(rows)
-    run, step = node.replay(slots), node.step(slots)
-
-    def whole() -> None:
-        decoded = node.graphs.run(step)
-        assert decoded is not None
-        decoded.best.tolist()
-
-    device = clock.alternating({"device": run})["device"]
-    wall = clock.alternating({"wall": whole}, wall=True)["wall"]
-    return [
-        Figure(
-            f"13 idle share of steady decode, {rows} rows",
-            max(0.0, 1 - device / wall),
-            0.10,
-            0.03,
-            higher=False,
-            parts={"device ms": device * 1e3, "wall ms": wall * 1e3},
-        )
-    ]
-
-
-def capacity(node: Node, clock: Clock) -> list[Figure]:
+def capacity(node: Node, clock: Clock) -> Iterator[Figure]:
     """Attention-only r8 adapters resident by the thousand: a step over 5 of them, and over all."""
     rows, many = min(32, max(node.size.rows)), node.size.many
     groups = [".mlp." not in group.tails[0] for group in node.modules.groups]
@@ -387,11 +186,6 @@ def capacity(node: Node, clock: Clock) -> list[Figure]:
     few = [slots[row % min(5, many)] for row in range(rows)]
     taken = clock.alternating({"5": node.replay(few), "many": node.replay(spread)})
     size = sum(pool.a.numel() + pool.b.numel() for pool in node.decoder.pools) * 2
-    return [
-        Figure(
-            f"steps a second with {many} resident / with 5, {rows} rows",
-            taken["5"] / taken["many"],
-            0.90,
-            parts={"GB resident": size / 1e9, **{f"{k} ms": v * 1e3 for k, v in taken.items()}},
-        )
-    ]
+    parts = {f"{name} ms": value * 1e3 for name, value in taken.items()}
+    parts |= {"resident": many, "GB resident": size / 1e9, "floor ms": node.floor_ms(spread)}
+    yield Figure("capacity", taken["5"] / taken["many"], rows, parts)

@@ -5,27 +5,52 @@ from __future__ import annotations
 import argparse
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu import rows
-from benchmarks.gpu.checks import check_attention, check_linears, check_lora, check_steps
+from benchmarks.gpu import linears, rows
+from benchmarks.gpu.checks import (
+    Check,
+    check_attention,
+    check_linears,
+    check_lora,
+    check_pointwise,
+    check_steps,
+)
 from benchmarks.gpu.clock import Clock
+from benchmarks.gpu.fidelity import fidelity
 from benchmarks.gpu.node import Node
 from benchmarks.gpu.peft_peer import beside_peft
 from benchmarks.gpu.results import Figure, Results
-from benchmarks.gpu.sizes import SIZES
+from benchmarks.gpu.sizes import SIZES, Size
+from benchmarks.gpu.steady import steady
 from benchmarks.gpu.swaps import swaps
-from inference_node.kernels.backend import choose
+from inference_node.kernels.backend import Backend, choose
 from inference_node.kernels.quant4 import Dispatch, GemmLinear
 from inference_node.kernels.quant4.dispatch import ROWS
 
+LOST = 75
+"""Exit status when an error left the device unusable for this process: another can go on."""
 WRONG = 3
-"""Exit status when a kernel is not its reference: nothing is timed then."""
+"""Exit status when a kernel is not its reference: what needs it is not timed."""
+STEP = ("attention", "linears", "captured")
+"""What a decode step of the base takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One function of figures."""
+
+    measure: Callable[[], Iterable[Figure]]
+    takes: tuple[str, ...]
+    """Families of kernels that must be their references."""
+    needs: float
+    """Seconds that must be left when it starts."""
 
 
 def run(options: argparse.Namespace, *, about: dict[str, Any]) -> int:
@@ -33,6 +58,8 @@ def run(options: argparse.Namespace, *, about: dict[str, Any]) -> int:
     device = torch.device(options.device)
     size = SIZES["tiny" if options.tiny else options.size]
     results = Results(options.out, about | _card(device), seconds=options.seconds)
+    if options.go_on:
+        results.go_on()
     clock = Clock(device, repeats=1 if options.tiny else 20)
     bandwidth = clock.copy_bandwidth()
     results.note("copy_gb_s", bandwidth / 1e9)
@@ -42,40 +69,74 @@ def run(options: argparse.Namespace, *, about: dict[str, Any]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         backend = choose("fused", device=device, folder=Path(folder))
     results.note("kernels", backend.name)
-    for check in (*check_lora(size, backend, device), *check_attention(size, backend, device)):
-        _note(results, check)
-    node = Node(size, backend, device, rows=max(size.rows))
-    for check in (*check_linears(node), *check_steps(node, min(8, max(size.rows)))):
-        _note(results, check)
-    if not results.checks_hold:
-        print("a kernel is not its reference: nothing is timed", flush=True)
-        return WRONG
-    dispatch = _dispatch(device)
-    measured: dict[str, tuple[Callable[[], list[Figure]], float]] = {
-        "steps": (partial(rows.steps, node, clock, bandwidth), 30),
-        "lora": (partial(rows.lora_alone, node, clock, bandwidth), 20),
-        "graphs": (partial(rows.graph_over_eager, node, clock), 15),
-        "linears": (partial(rows.linears_alone, node, clock, dispatch), 40),
-        "promotion": (partial(rows.promotion, node, clock), 15),
-        "idle": (partial(rows.idle_share, node, clock), 10),
-        "own linears": (partial(rows.own_linears, node, clock, dispatch), 40),
-        "capacity": (partial(rows.capacity, node, clock), 30),
-        "swaps": (partial(swaps, node, clock), 70),
-        "peft": (partial(beside_peft, node, clock), 90),
+    node = Node(size, backend, device, rows=max(size.rows), bandwidth=bandwidth)
+    for family, checks in _checks(size, backend, node).items():
+        if family in results.families:
+            continue
+        if not results.check(family, checks) and _lost(clock):
+            return LOST
+    if not results.wrong(("pointwise", *STEP)):
+        node.choose()
+        results.note("layers", "short" if node.short else "transformers' own")
+    table = _rows(node, clock)
+    for name in options.rows.split(",") if options.rows else table:
+        if name not in results.rows and not _measure(results, name, table[name], node, clock):
+            return LOST
+    wrong = results.wrong(results.families)
+    return 0 if results.complete else WRONG if wrong else 1
+
+
+def _checks(size: Size, backend: Backend, node: Node) -> dict[str, Iterable[Check]]:
+    return {
+        "LoRA": check_lora(size, backend, node.device),
+        "attention": check_attention(size, backend, node.device),
+        "pointwise": check_pointwise(size, backend, node.device),
+        "linears": check_linears(node),
+        "captured": check_steps(node, min(8, max(size.rows))),
     }
-    wanted = options.rows.split(",") if options.rows else list(measured)
-    for name in wanted:
-        measure, needs = measured[name]
-        results.row(name, measure, needs=0 if options.tiny else needs)
-        node.forget()
-        if clock.cuda:
-            torch.cuda.empty_cache()
-    return 0 if results.complete else 1
 
 
-def _note(results: Results, check: Any) -> None:
-    results.check(check.name, check.error, holds=check.holds)
-    print(f"check {check.name}: {check.error:.2e} {'' if check.holds else 'WRONG'}", flush=True)
+def _rows(node: Node, clock: Clock) -> dict[str, Row]:
+    dispatch = _dispatch(node.device)
+    with_adapters = ("LoRA", *STEP)
+    return {
+        "steps": Row(partial(rows.steps, node, clock), with_adapters, 30),
+        "lora": Row(partial(rows.lora_alone, node, clock), ("LoRA",), 20),
+        "graphs": Row(partial(rows.graph_over_eager, node, clock), STEP, 15),
+        "steady": Row(partial(steady, node, clock), with_adapters, 25),
+        "linears": Row(partial(linears.linears_alone, node, clock, dispatch), ("linears",), 40),
+        "layers": Row(partial(rows.layers, node, clock), ("pointwise", *STEP), 20),
+        "promotion": Row(partial(rows.promotion, node, clock), with_adapters, 15),
+        "fidelity": Row(partial(fidelity, node, clock), ("LoRA", "attention", "pointwise"), 10),
+        "own linears": Row(partial(linears.own_linears, node, clock, dispatch), with_adapters, 40),
+        "capacity": Row(partial(rows.capacity, node, clock), with_adapters, 30),
+        "swaps": Row(partial(swaps, node, clock), with_adapters, 70),
+        "peft": Row(partial(beside_peft, node, clock), with_adapters, 90),
+    }
+
+
+def _measure(results: Results, name: str, row: Row, node: Node, clock: Clock) -> bool:
+    """One row; False when it took the device with it."""
+    if wrong := results.wrong(row.takes):
+        results.skip(name, f"wrong: {', '.join(wrong)}")
+        return True
+    needs = row.needs if clock.cuda else 0
+    if not results.row(name, row.measure, needs=needs) and _lost(clock):
+        return False
+    node.forget()
+    if clock.cuda:
+        torch.cuda.empty_cache()
+    return True
+
+
+def _lost(clock: Clock) -> bool:
+    """Whether the device answers no more, as after an access to memory that is not there."""
+    try:
+        clock.wait()
+        torch.zeros(1, device=clock.device).sum().item()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _dispatch(device: torch.device) -> Callable[[list[GemmLinear]], Dispatch]:
@@ -83,9 +144,9 @@ def _dispatch(device: torch.device) -> Callable[[list[GemmLinear]], Dispatch]:
         from inference_node.kernels.quant4 import dispatch_for
 
         folder = Path(tempfile.mkdtemp(prefix="lorapool-dispatch-"))
-        return partial(dispatch_for, budget=rows.BUDGET, folder=folder)
+        return partial(dispatch_for, budget=linears.BUDGET, folder=folder)
     every = frozenset(ROWS)
-    return lambda linears: Dispatch({linear.shape: every for linear in linears})
+    return lambda some: Dispatch({linear.shape: every for linear in some})
 
 
 def _card(device: torch.device) -> dict[str, Any]:

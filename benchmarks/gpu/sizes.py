@@ -60,6 +60,21 @@ ONE_B = Size(
     rows=(1, 8, 32, 64, 128),
     many=2000,
 )
+SMALL = Size(
+    "small",
+    _llama(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        vocab_size=1024,
+        tie_word_embeddings=False,
+    ),
+    context=64,
+    rows=(1,),
+    many=1,
+)
 TINY = Size(
     "tiny",
     _llama(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
 
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.node import DTYPE, Node, adapters
+from benchmarks.gpu.node import DTYPE, Node, adapters, random_pool
 from benchmarks.gpu.results import Figure
 from inference_node.adapters.pool import AdapterPool
-from inference_node.adapters.slots import Resident, VersionKey
+from inference_node.adapters.versions import Resident, VersionKey
 from inference_node.adapters.weights import HostAdapter, HostGroup
 from inference_node.model.static_batch import DecodeRow
 
@@ -24,14 +24,15 @@ _HOSTS = 5
 """No multiple of the spots: each spot gets every adapter in turn."""
 
 
-def swaps(node: Node, clock: Clock) -> list[Figure]:
+def swaps(node: Node, clock: Clock) -> Iterator[Figure]:
     """Adapters are written over each other while others decode from pages beside theirs.
 
     Counted are writes whose pages then differ from the host's bytes, and steps whose logits differ
     from those of the first. One wrong write, seeded at the end, must be counted.
     """
     groups = len(node.modules.groups)
-    pool = _pool(node)
+    # Two pages that a decoding adapter has, and the spots behind them.
+    pool = random_pool(node, 2 + _SPOTS)
     node.bind(pool.groups)
     slots = adapters([16], [True] * groups)
     rows = min(8, max(node.size.rows))
@@ -55,10 +56,8 @@ def swaps(node: Node, clock: Clock) -> list[Figure]:
     if seen != 1:
         raise AssertionError("a wrong write was not seen: the comparison proves nothing")
     parts = {"swaps": swapper.done, "steps beside them": turns, "seeded and seen": seen}
-    return [
-        Figure("pages that are not the host's after a swap", wrong, 0, 0, False, parts),
-        Figure("steps that swaps changed", int(changed), 0, 0, False, parts),
-    ]
+    yield Figure("swaps", wrong, parts=parts)
+    yield Figure("swaps b", int(changed), parts=parts)
 
 
 def _logits(node: Node, step: Sequence[DecodeRow]) -> torch.Tensor:
@@ -67,21 +66,6 @@ def _logits(node: Node, step: Sequence[DecodeRow]) -> torch.Tensor:
     assert decoded is not None
     decoded.best.tolist()
     return decoded.logits.clone()
-
-
-def _pool(node: Node) -> AdapterPool:
-    """Two pages that a decoding adapter has, and the spots behind them; all random."""
-    elements = sum(g.shape.page_elements(node.modules.layers) for g in node.modules.groups)
-    pool = AdapterPool(
-        node.modules,
-        pool_bytes=(2 + _SPOTS) * elements * DTYPE.itemsize,
-        dtype=DTYPE,
-        device=node.device,
-    )
-    for group in pool.groups:
-        for tensor in (group.a, group.b):
-            tensor[1:].normal_(0, 0.02)
-    return pool
 
 
 class _Swapper:

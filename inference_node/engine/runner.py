@@ -113,6 +113,11 @@ class Runner:
         self._graphs = DecodeGraphs(self._decoder.forward, record)
         self._graphs.capture(buckets_for(max_rows), sizes, device=self._device)
 
+    @property
+    def graphs(self) -> DecodeGraphs | None:
+        """What was captured."""
+        return self._graphs
+
     def take_the_cores(self) -> None:
         """Called by the engine thread before its first step. Threads that start later have one."""
         torch.set_num_threads(CORES)

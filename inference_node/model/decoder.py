@@ -99,7 +99,8 @@ class Decoder:
             if backend.pointwise is not None
             else None
         )
-        self._is_short = False
+        self.is_short = False
+        """Whether layers run in few launches."""
         for rule in base.traced.attention:
             base.model.get_submodule(rule.path).lorapool_cache = self._cache
 
@@ -112,7 +113,7 @@ class Decoder:
     @property
     def kernel(self) -> str:
         dtype = str(self.base.dtype).removeprefix("torch.")
-        layers = " and layers" if self._fused is not None or self._is_short else ""
+        layers = " and layers" if self._fused is not None or self.is_short else ""
         return f"{self._kernel}, {dtype} compute, {self.backend.name}{layers}"
 
     @property
@@ -151,12 +152,13 @@ class Decoder:
 
         What was captured stays as it was.
         """
-        assert self._short is not None
-        if short:
+        if self._short is None:
+            assert not short
+        elif short:
             self._short.use()
         else:
             self._short.leave()
-        self._is_short = short
+        self.is_short = short
 
     def zero_blocks(self, blocks: list[int]) -> None:
         """Forget what blocks hold, for kernels that read more of them than a context."""

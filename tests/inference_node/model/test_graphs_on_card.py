@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 def test_kernels_and_captured_steps_are_their_references(tmp_path: Path) -> None:
     device = torch.device("cuda")
     backend = choose("fused", device=device, folder=tmp_path)
-    node = Node(TINY, backend, device, rows=2)
+    node = Node(TINY, backend, device, rows=2, bandwidth=1e12)
     found = [
         *check_lora(TINY, backend, device),
         *check_attention(TINY, backend, device),
