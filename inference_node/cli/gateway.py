@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +33,14 @@ def gateway_config(
         Path | None, typer.Option(help="What the gateway shows to nodes; with --node-key.")
     ] = None,
     node_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    watch_certificates: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Take renewed certificates without a restart: a second file, written here, that "
+            "Envoy must find under the same path.",
+        ),
+    ] = None,
     origin: Annotated[
         list[str] | None, typer.Option(help="Web pages of this origin may call; repeatable.")
     ] = None,
@@ -54,34 +64,49 @@ def gateway_config(
     Run it with `envoy -c FILE`. Paths of certificates are those that Envoy will see.
     """
     from inference_node.errors import BadConfiguration
+    from inference_node.gateway.certificates import render_certificates
     from inference_node.gateway.config import GatewayConfig
     from inference_node.gateway.program import check as check_file
     from inference_node.gateway.render import render
 
-    text = render(
-        GatewayConfig(
-            nodes=tuple(node),
-            listen=listen,
-            admin=admin,
-            metrics=metrics,
-            tls=_caller_tls(tls_cert, tls_key, tls_client_ca),
-            node_tls=_node_tls(node_ca, node_name, node_cert, node_key),
-            origins=tuple(origin or ()),
-            max_request_seconds=max_request_seconds,
-            insecure=insecure,
-        )
+    config = GatewayConfig(
+        nodes=tuple(node),
+        listen=listen,
+        admin=admin,
+        metrics=metrics,
+        tls=_caller_tls(tls_cert, tls_key, tls_client_ca),
+        node_tls=_node_tls(node_ca, node_name, node_cert, node_key),
+        certificates=watch_certificates and watch_certificates.absolute(),
+        origins=tuple(origin or ()),
+        max_request_seconds=max_request_seconds,
+        insecure=insecure,
     )
+    text = render(config)
+    if watch_certificates is not None:
+        _write(watch_certificates, render_certificates(config))
     if output is None:
         if check:
             raise BadConfiguration("--check needs --output: Envoy reads a file")
         typer.echo(text, nl=False)
         return
-    try:
-        output.write_text(text)
-    except OSError as error:
-        raise BadConfiguration(f"{output} cannot be written: {error.strerror}") from None
+    _write(output, text)
     if check:
         check_file(output)
+        if config.certificates is not None:
+            # What is watched only a running Envoy reads.
+            with tempfile.NamedTemporaryFile(suffix=".yaml") as read_once:
+                _write(Path(read_once.name), render(replace(config, certificates=None)))
+                check_file(Path(read_once.name))
+
+
+def _write(file: Path, text: str) -> None:
+    """Raises BadConfiguration."""
+    from inference_node.errors import BadConfiguration
+
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise BadConfiguration(f"{file} cannot be written: {error.strerror}") from None
 
 
 def _caller_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> CallerTls | None:

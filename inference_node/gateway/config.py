@@ -51,6 +51,9 @@ class GatewayConfig:
     """`/metrics` for Prometheus and `/ready`, nothing else."""
     tls: CallerTls | None = None
     node_tls: NodeTls | None = None
+    certificates: Path | None = None
+    """Where Envoy finds the text of `render_certificates`: renewed files are then taken as they
+    come. Without it they are read once."""
     origins: tuple[str, ...] = ()
     """Web pages of these origins may call, `https://app.example.com`."""
     max_request_seconds: int = 600

@@ -22,6 +22,7 @@ from inference_node.client import Client
 from inference_node.client.failures import to_error
 from inference_node.client.link import affinity
 from inference_node.errors import NodeError
+from inference_node.gateway.certificates import render_certificates
 from inference_node.gateway.config import GatewayConfig
 from inference_node.gateway.program import command
 from inference_node.gateway.render import render
@@ -143,6 +144,8 @@ def running_gateway(
     )
     file, log = folder / "envoy.yaml", folder / "envoy.log"
     file.write_text(edit(render(config)))
+    if config.certificates is not None:
+        config.certificates.write_text(render_certificates(config))
     process = launch(command(file), env={}, folder=folder, log=log, die_with_parent=True)
     gateway = Gateway(config, process, log)
 

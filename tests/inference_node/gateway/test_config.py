@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from deploy.envoy.generate import HERE, PLACES
 from inference_node.addresses import parse_address
 from inference_node.errors import BadConfiguration
+from inference_node.gateway.certificates import render_certificates
 from inference_node.gateway.config import CallerTls, GatewayConfig, NodeTls
 from inference_node.gateway.program import check
 from inference_node.gateway.render import render
@@ -53,6 +55,9 @@ def test_envoy_takes_certificates_for_callers_and_for_nodes(
         node_tls=NodeTls(ca=authority.file, name="node", cert=files.cert, key=files.key),
     )
     accepts(render(config))
+    watched = replace(config, certificates=tmp_path / "certificates.yaml")
+    (tmp_path / "certificates.yaml").write_text(render_certificates(watched))
+    accepts(render(watched))
     files.key.unlink()
     with pytest.raises(BadConfiguration, match=re.escape(str(files.key))):
         accepts(render(config))
@@ -122,9 +127,10 @@ def test_the_command_prints_the_file_and_has_it_checked(
     assert file.read_text() == render(GatewayConfig(nodes=(NODE,)))
     missing = str(tmp_path / "missing.pem")
     pair = ("--tls-cert", missing, "--tls-key", missing)
-    refused = run("gateway-config", "--node", NODE, "-o", str(file), "--check", *pair)
-    assert refused.code == 2
-    assert "missing.pem" in refused.err
+    for watch in ((), ("--watch-certificates", str(tmp_path / "certificates.yaml"))):
+        refused = run("gateway-config", "--node", NODE, "-o", str(file), "--check", *pair, *watch)
+        assert refused.code == 2
+        assert "missing.pem" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -132,6 +138,7 @@ def test_the_command_prints_the_file_and_has_it_checked(
     [
         (("--check",), "--output"),
         (("--tls-cert", "x"), "--tls-key"),
+        (("--watch-certificates", "x"), "no certificates to watch"),
         (("--tls-client-ca", "x"), "--tls-key"),
         (("--node-name", "x"), "--node-ca"),
         (("--node-ca", "x", "--node-cert", "y"), "key"),
