@@ -60,7 +60,9 @@ class Front:
     def failures(self) -> list[Failure]:
         """Each is written within ten seconds of its end."""
         lines = self.stack.log(self.name).read_text(errors="replace").splitlines()
-        return [_failure(json.loads(line)) for line in lines if line.startswith('{"')]
+        # What is not whole is still being written.
+        whole = [line for line in lines if line.startswith('{"') and line.endswith("}")]
+        return [_failure(json.loads(line)) for line in whole]
 
     def _told(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=_ADMIN_S) as answer:
