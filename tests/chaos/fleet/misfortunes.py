@@ -27,8 +27,9 @@ def misfortunes(
 ) -> list[Window]:
     """So many faults, evenly over the time; when each could be felt.
 
-    It lasts longer where nodes take long to come back: a fault waits until all are ready. What ends
-    with the thread that began it is begun here, on the caller's thread.
+    It lasts longer where nodes take long to come back: a fault waits until all are ready, since a
+    node that starts without its store ends, for a supervisor to start it again. What ends with the
+    thread that began it is begun here, on the caller's thread.
     """
     began, every = time.monotonic(), seconds / count
     outage = min(OUTAGE_S, every / 3)
@@ -36,8 +37,7 @@ def misfortunes(
     victims = cycle(nodes)
     for number, kind in enumerate(islice(cycle(KINDS), count)):
         _sleep_until(began + (number + 0.3) * every)
-        if kind in (KILL, DRAIN):
-            all_ready(nodes)
+        all_ready(nodes)
         windows.append(_strike(kind, front, next(victims), outage))
     all_ready(nodes)
     _sleep_until(began + seconds)
