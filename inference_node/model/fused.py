@@ -27,6 +27,31 @@ _WALKS = {"LlamaModel", "MistralModel", "Qwen2Model"}
 """Models that embed, turn positions to angles, walk over their layers and normalise: no more."""
 
 
+class Angles:
+    """Cosines and sines of all positions that came up, and as many again.
+
+    For embeddings whose angles depend on the position alone: others are refused at start.
+    """
+
+    def __init__(self) -> None:
+        self._cos = self._sin = torch.empty(0, 0)
+
+    def of(
+        self,
+        positions: torch.Tensor,  # [rows] int64, each below `end`
+        end: int,
+        *,
+        embedding: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+        like: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [rows, head_dim], of the type of `like`
+        """What `embedding(like, positions)` computes, without computing it again."""
+        if len(self._cos) < end:
+            places = torch.arange(2 * end, device=positions.device)
+            cos, sin = embedding(like, places[None])
+            self._cos, self._sin = cos[0].contiguous(), sin[0].contiguous()
+        return self._cos[positions], self._sin[positions]
+
+
 class FusedLayers:
     """Every layer of one model; holds what the running step needs."""
 
@@ -34,8 +59,11 @@ class FusedLayers:
         """`attend(layer, q)` is paged attention over the running step's plan."""
         self._native = native
         self._attend = attend
+        self._angles = Angles()
+        self._longest = 0
 
     def begin(self, lora: LoraPlan | None, attention: AttentionPlan) -> None:
+        self._longest = attention.longest
         self._native.begin(lora, attention)
 
     def forward(
@@ -65,8 +93,10 @@ class FusedLayers:
         if not self._native.whole:
             return own(input_ids=input_ids, position_ids=position_ids, **context)
         x = model.embed_tokens(input_ids)
-        cos, sin = model.rotary_emb(x, position_ids)
-        y = self._native.forward(x[0], cos[0], sin[0])
+        cos, sin = self._angles.of(
+            position_ids[0], self._longest, embedding=model.rotary_emb, like=x
+        )
+        y = self._native.forward(x[0], cos, sin)
         return BaseModelOutputWithPast(last_hidden_state=model.norm(y[None]))
 
 

@@ -96,7 +96,8 @@ class AttentionPlan:
     ) -> AttentionPlan:
         """`chunks` in row order: single tokens and those of up to `by_row` tokens of context first.
 
-        Raises ValueError when they do not come first.
+        Attention that runs longer chunks row by row counts contexts, and is given no mask. Raises
+        ValueError when they do not come first.
         """
         first = [chunk for chunk in chunks if chunk.runs_by_row(by_row)]
         if any(chunk.runs_by_row(by_row) for chunk in chunks[len(first) :]):
@@ -117,23 +118,26 @@ class AttentionPlan:
             dtype=torch.int64,
         ).view(len(decode), width)
         contexts = torch.tensor([chunk.context for chunk in decode], dtype=torch.int64)
-        visible = torch.arange(width * block_tokens)[None, :] < contexts[:, None]
+        mask = None
+        if by_row == 1:
+            visible = torch.arange(width * block_tokens)[None, :] < contexts[:, None]
+            mask = visible[:, None, None, :].to(device)
         long: list[LongChunk] = []
         row = len(decode)
         for chunk in chunks[len(first) :]:
             blocks = torch.tensor(chunk.block_table[: -(-chunk.context // block_tokens)])
-            mask = None
+            seen = None
             if chunk.start:
                 positions = torch.arange(chunk.start, chunk.context)
-                mask = (torch.arange(chunk.context)[None, :] <= positions[:, None]).to(device)
-            long.append(LongChunk(row, chunk.length, chunk.context, blocks.to(device), mask))
+                seen = (torch.arange(chunk.context)[None, :] <= positions[:, None]).to(device)
+            long.append(LongChunk(row, chunk.length, chunk.context, blocks.to(device), seen))
             row += chunk.length
         return cls(
             torch.tensor(slots, dtype=torch.int64, device=device),
             len(decode),
             table.to(device),
             contexts.to(device),
-            visible[:, None, None, :].to(device),
+            mask,
             tuple(long),
             max((chunk.context for chunk in chunks), default=0),
         )

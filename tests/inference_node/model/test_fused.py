@@ -13,6 +13,7 @@ from transformers import (
     PretrainedConfig,
     Qwen3Config,
 )
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from inference_node.config import EngineConfig
 from inference_node.kernels.backend import Backend, RowKernels, choose
@@ -20,6 +21,7 @@ from inference_node.kernels.native import DecoderLayers, NoCompiler
 from inference_node.kernels.quant4 import multiplies_bfloat16
 from inference_node.model.checkpoint import load_base
 from inference_node.model.decoder import Decoder
+from inference_node.model.fused import Angles
 from tests.inference_node.model.layered import (
     BLOCK,
     BLOCKS,
@@ -96,6 +98,16 @@ def test_a_step_is_one_call_where_every_row_has_its_own_context(
     plain = twin.native.by_row > 1
     monkeypatch.setattr(DecoderLayers, "before_attention" if plain else "forward", unexpected)
     twin.logits(twin.native, by_row=ALL)
+
+
+def test_angles_that_are_kept_are_those_of_the_model() -> None:
+    embedding = LlamaRotaryEmbedding(LlamaConfig(**SIZES))
+    like, angles = torch.empty(1, dtype=torch.bfloat16), Angles()
+    for end in (5, 7, 100):
+        positions = torch.randperm(end)
+        found = angles.of(positions, end, embedding=embedding, like=like)
+        for kept, own in zip(found, embedding(like, positions[None]), strict=True):
+            assert torch.equal(kept, own[0])
 
 
 @pytest.mark.parametrize("fault", ["angles", "scale", "order"])
