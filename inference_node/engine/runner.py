@@ -1,7 +1,7 @@
 """A scheduled step becomes tensors, logits, and one token for every request that reached its end.
 
 Some steps can be launched before the tokens of the one before are read: captured ones, of requests
-that want the likeliest token and nothing else.
+whose tokens can be drawn without those before them.
 
 The routing of rows to pages is derived here, in the step that uses it, from the leases the requests
 hold; it is kept nowhere.
@@ -16,6 +16,7 @@ from functools import partial
 import torch
 
 from inference_node.adapters.pool import AdapterPool
+from inference_node.engine.early_draws import EarlyDraws
 from inference_node.engine.logprobs import score
 from inference_node.engine.sampler import sample
 from inference_node.engine.scheduler import Step, Work
@@ -85,6 +86,7 @@ class Runner:
         self._device = decoder.base.device
         self._by_row = decoder.by_row
         self._graphs: DecodeGraphs | None = None
+        self._draws: EarlyDraws | None = None
         self._rows: dict[Sequence, int] = {}
         """Of the last step that was launched."""
 
@@ -110,6 +112,7 @@ class Runner:
             spare_block=blocks + 1,
         )
         choose_layers(self._decoder, sizes, max_rows=max_rows, record=record, seconds=seconds)
+        self._draws = EarlyDraws(max_rows, self._device)
         self._graphs = DecodeGraphs(self._decoder.forward, record)
         self._graphs.capture(buckets_for(max_rows), sizes, device=self._device)
 
@@ -147,13 +150,9 @@ class Runner:
 
     def runs_ahead(self, step: Step) -> bool:
         """Whether `launch` takes the step."""
-        plain = all(
-            _decodes(item) and item.sequence.plain and not item.sequence.request.output.logprobs
-            for item in step.work
-        )
         return (
             self._graphs is not None
-            and plain
+            and all(_decodes(item) and item.sequence.early for item in step.work)
             and self._graphs.holds(
                 len(step.work),
                 lora=any(item.sequence.lease is not None for item in step.work),
@@ -171,7 +170,9 @@ class Runner:
         step = Step(tuple(sorted(step.work, key=self._place)))
         sequences = tuple(item.sequence for item in step.work)
         self._graphs.put(partial(self._decoder.zero_blocks, self._fresh_blocks(step)))
-        queued = self._graphs.queue([self._row(sequence) for sequence in sequences])
+        assert self._draws is not None
+        rows = [self._row(sequence) for sequence in sequences]
+        queued = self._graphs.queue(rows, draw=self._draws.prepare(sequences))
         for sequence in sequences:
             sequence.cached += 1
             sequence.unread += 1

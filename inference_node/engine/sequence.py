@@ -95,16 +95,15 @@ class Sequence:
     """Of the leading tokens of the prompt, where they are asked for."""
     plain: bool = field(init=False)
     """Each next token is the likeliest by the model's own logits."""
+    early: bool = field(init=False)
+    """Each next token can be drawn before the host knows the one before."""
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt)
         sampling = self.request.sampling
-        self.plain = (
-            sampling.temperature == 0.0
-            and not sampling.penalises
-            and not sampling.logit_bias
-            and not self.too_early
-        )
+        edits = sampling.penalises or sampling.logit_bias or self.too_early
+        self.plain = sampling.temperature == 0.0 and not edits
+        self.early = not edits and not self.request.output.logprobs
 
     @property
     def pending(self) -> int:

@@ -56,6 +56,8 @@ class Decoded:
     best: torch.Tensor  # [rows] int64: the likeliest token; -1 where logits are not finite
 
 
+Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From logits and the likeliest tokens to the tokens, on the device; [rows] int64 as `best` is."""
 Step = Callable[[], Decoded]
 Replay = Callable[[], None]
 Record = Callable[[Step], tuple[Replay, Decoded]]
@@ -98,7 +100,7 @@ class Queued:
     _tokens: torch.Tensor  # [rows] int64, on the host
 
     def tokens(self) -> list[int]:
-        """The likeliest token of each row, -1 where logits are not finite; waits for the step.
+        """The token of each row, -1 where logits are not finite; waits for the step.
 
         Call before two more steps are queued.
         """
@@ -172,17 +174,25 @@ class DecodeGraphs:
         out = captured.out
         return Decoded(out.logits[: len(rows)], out.best[: len(rows)])
 
-    def queue(self, rows: Sequence[DecodeRow]) -> Queued:
-        """One step that nobody waits for, its tokens kept for the next. Call only if `holds`."""
+    def queue(self, rows: Sequence[DecodeRow], *, draw: Draw | None = None) -> Queued:
+        """One step that nobody waits for, its tokens kept for the next. Call only if `holds`.
+
+        Without `draw` each row takes the likeliest token.
+        """
         captured = self._for(rows)
         assert captured is not None
         self._run(captured, rows)
         count = len(rows)
+        if draw is not None:
+            self.put(partial(self._redraw, captured.out, count, draw))
         self._read.reverse()
         target = self._read[0][:count]
         self.put(partial(target.copy_, self._drawn[:count], non_blocking=True))
         assert self._lane is not None
         return Queued(self._lane.mark(), target)
+
+    def _redraw(self, out: Decoded, count: int, draw: Draw) -> None:
+        self._drawn[:count] = draw(out.logits[:count], out.best[:count])
 
     def put(self, work: Work) -> None:
         """Have the device do something between the steps before and those to come."""

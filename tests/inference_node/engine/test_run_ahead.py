@@ -16,7 +16,10 @@ import pytest
 import torch
 
 from inference_node.engine import build as build_module
+from inference_node.engine import early_draws
+from inference_node.engine.early_draws import EarlyDraws
 from inference_node.engine.runner import Flight, Runner
+from inference_node.engine.sampler import uniform
 from inference_node.engine.scheduler import Step
 from inference_node.errors import EngineFailure, ModelFailure
 from inference_node.kernels.backend import Backend
@@ -24,7 +27,7 @@ from inference_node.kernels.pointwise import REFERENCE
 from inference_node.model import graphs as graphs_module
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
-from inference_node.model.graphs import Decoded, DecodeGraphs, Queued
+from inference_node.model.graphs import Decoded, DecodeGraphs, Draw, Queued
 from inference_node.model.lane import AtOnce, Lane
 from inference_node.model.static_batch import DecodeRow, StaticBatch
 from inference_node.request import FinishReason, Sampling, Stopping
@@ -67,9 +70,11 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
         found.lane.mark()()
         return decoded
 
-    def watched(graphs: DecodeGraphs, rows: Sequence[DecodeRow]) -> Queued:
+    def watched(
+        graphs: DecodeGraphs, rows: Sequence[DecodeRow], *, draw: Draw | None = None
+    ) -> Queued:
         found.carried += sum(row.source is not None for row in rows)
-        return queue(graphs, rows)
+        return queue(graphs, rows, draw=draw)
 
     monkeypatch.setattr(DecodeGraphs, "run", run_now)
     monkeypatch.setattr(DecodeGraphs, "queue", watched)
@@ -149,9 +154,11 @@ def one_host_side(patch: pytest.MonkeyPatch) -> None:
 def one_place_for_tokens(patch: pytest.MonkeyPatch) -> None:
     queue = DecodeGraphs.queue
 
-    def same(graphs: DecodeGraphs, rows: Sequence[DecodeRow]) -> Queued:
+    def same(
+        graphs: DecodeGraphs, rows: Sequence[DecodeRow], *, draw: Draw | None = None
+    ) -> Queued:
         graphs._read[1] = graphs._read[0]
-        return queue(graphs, rows)
+        return queue(graphs, rows, draw=draw)
 
     patch.setattr(DecodeGraphs, "queue", same)
 
@@ -217,12 +224,77 @@ def test_who_gives_way_or_leaves_with_a_token_on_its_way_changes_nobodys_answer(
     assert device.carried
 
 
-def test_rows_that_are_drawn_by_chance_or_scored_wait_for_their_tokens(
+CHANCE = (
+    Sampling(temperature=1.0, seed=7),
+    Sampling(temperature=0.7, top_k=5, seed=8),
+    Sampling(temperature=1.3, top_p=0.8, seed=9),
+    Sampling(temperature=2.0, top_k=40, top_p=0.95, min_p=0.1, seed=2**31),
+)
+
+
+def by_chance(node: Node) -> list[list[int]]:
+    """Beside answers of the likeliest tokens."""
+    answers = crowd(node)[:4]
+    answers += [node.ask("one", [9, 10], tokens=9, sampling=rules) for rules in CHANCE]
+    return tokens_of(answers)
+
+
+def test_rows_that_are_drawn_by_chance_draw_early_what_they_draw_late(
+    start_tiny: StartTiny, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start_tiny(**SIZES)
+    publish(node, tmp_path / "ahead")
+    node.ask("one", [1]).wait()
+    before = device.carried
+    found = [node.ask("one", [9, 10], tokens=9, sampling=rules).wait().tokens for rules in CHANCE]
+    assert device.carried >= before + 7 * len(CHANCE), "all but the first two tokens of each"
+    assert by_chance(node)[4:] == found
+    monkeypatch.undo()
+    plain = start_tiny(kernels="reference", **SIZES)
+    publish(plain, tmp_path / "plain")
+    assert by_chance(plain)[4:] == found
+
+
+def forgets_what_is_on_its_way(patch: pytest.MonkeyPatch) -> None:
+    def point(sequence: object) -> float:
+        return uniform(sequence.seed, sequence.produced)  # type: ignore[attr-defined]
+
+    patch.setattr(early_draws, "_point", point)
+
+
+def one_side_for_draws(patch: pytest.MonkeyPatch) -> None:
+    prepare = EarlyDraws.prepare
+
+    def same(draws: EarlyDraws, sequences: Sequence[object]) -> Draw | None:
+        draws._hosts[1] = draws._hosts[0]
+        return prepare(draws, sequences)  # type: ignore[arg-type]
+
+    patch.setattr(EarlyDraws, "prepare", same)
+
+
+@pytest.mark.parametrize("fault", [forgets_what_is_on_its_way, one_side_for_draws])
+def test_control_a_draw_at_another_point_is_seen(
+    start_tiny: StartTiny,
+    device: Device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    node = start_tiny(run_ahead=False, **SIZES)
+    publish(node, tmp_path / "late")
+    expected = by_chance(node)
+    fault(monkeypatch)
+    node = start_tiny(**SIZES)
+    publish(node, tmp_path / "early")
+    assert by_chance(node) != expected
+
+
+def test_rows_with_penalties_or_scores_wait_for_their_tokens(
     start_tiny: StartTiny, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(node: Node) -> list[list[int]]:
         answers = crowd(node)
-        rules = Sampling(temperature=1.0, seed=7, repetition_penalty=1.2)
+        rules = Sampling(temperature=1.0, seed=7, repetition_penalty=3.0)
         answers.append(node.ask("one", [9, 10], tokens=9, sampling=rules))
         return tokens_of(answers)
 

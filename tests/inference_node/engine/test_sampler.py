@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from inference_node.engine import sampler as sampler_module
-from inference_node.engine.sampler import find, sample, uniform, weights
+from inference_node.engine.sampler import sample, uniform, weights
 from inference_node.engine.sequence import Sequence
+from inference_node.engine.weighing import find
 from inference_node.request import Sampling
 from tests.inference_node.engine.sequences import make_sequence
 
