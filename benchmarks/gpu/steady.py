@@ -27,6 +27,8 @@ from inference_node.request import Request, Sampling, Stopping
 from inference_node.text import Detokenizer, StopMatcher
 
 STEP_TOKENS = 512
+STEPS = 128
+"""Of decode; a few where each is interpreted."""
 
 
 def steady(node: Node, clock: Clock) -> Iterator[Figure]:
@@ -89,7 +91,7 @@ def _wall(
     most = min(s.request.stopping.max_new_tokens - s.produced - s.unread for s in sequences)
     for _ in range(most // 4):
         turn()
-    count = most // 2
+    count = max(1, most // 2)
 
     def some() -> None:
         for _ in range(count):
@@ -104,6 +106,7 @@ def _wall(
 def _request(node: Node, pool: AdapterPool, row: int) -> Sequence:
     """One of its own adapter, whose pages are taken and leased."""
     prompt = node.size.context // 4
+    new = STEPS if node.device.type == "cuda" else 5
     held = Resident(
         VersionKey("bench", str(row)),
         ((2 * row + 1, 2 * row + 2),) * len(pool.groups),
@@ -118,7 +121,7 @@ def _request(node: Node, pool: AdapterPool, row: int) -> Sequence:
             adapter=str(row),
             prompt=tuple((row + place) % node.size.config.vocab_size for place in range(prompt)),
             sampling=Sampling(),
-            stopping=Stopping(max_new_tokens=node.size.context - prompt, ignore_eos=True),
+            stopping=Stopping(max_new_tokens=new, ignore_eos=True),
         ),
         on_event=lambda event: None,
         accepted_at=0.0,

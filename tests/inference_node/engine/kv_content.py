@@ -14,6 +14,8 @@ class KvContent:
 
     def __init__(self, *, block_tokens: int) -> None:
         self._block_tokens = block_tokens
+        self.drawn: dict[Sequence, list[int]] = {}
+        """Tokens that are on the device and not yet on the host."""
         self._slots: dict[tuple[int, int], Told] = {}
         self.computed = 0
         """Tokens that passed through the model."""
@@ -26,7 +28,7 @@ class KvContent:
             for position in range(sequence.cached):
                 slot = (sequence.block_table[position // size], position % size)
                 found = self._slots.get(slot)
-                assert found == _told(sequence, position), (
+                assert found == self._told(sequence, position), (
                     f"request {sequence.order} reads {found} at token {position}"
                 )
         for item in step.work:
@@ -38,12 +40,13 @@ class KvContent:
             sequence, start = item.sequence, item.sequence.cached
             for position in range(start, start + item.length):
                 slot = (sequence.block_table[position // size], position % size)
-                self._slots[slot] = _told(sequence, position)
+                self._slots[slot] = self._told(sequence, position)
             sequence.cached += item.length
             self.computed += item.length
         return due
 
-
-def _told(sequence: Sequence, position: int) -> Told:
-    vdig = "" if sequence.entry is None else sequence.entry.key.vdig
-    return sequence.request.tenant, vdig, tuple(sequence.tokens[: position + 1])
+    def _told(self, sequence: Sequence, position: int) -> Told:
+        vdig = "" if sequence.entry is None else sequence.entry.key.vdig
+        tokens = [*sequence.tokens, *self.drawn.get(sequence, ())]
+        assert position < len(tokens), "nobody has drawn that token"
+        return sequence.request.tenant, vdig, tuple(tokens[: position + 1])

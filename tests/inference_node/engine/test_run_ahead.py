@@ -8,13 +8,15 @@ its way, answers wrongly on one of them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from adapter_store.memory import MemoryStore
+from inference_node.config import EngineConfig
 from inference_node.engine import build as build_module
 from inference_node.engine import early_draws
 from inference_node.engine.early_draws import EarlyDraws
@@ -33,7 +35,7 @@ from inference_node.model.static_batch import DecodeRow, StaticBatch
 from inference_node.request import FinishReason, Sampling, Stopping
 from tests.inference_node.conftest import StartTiny
 from tests.inference_node.engine.captured import LateLane, ReferenceRows, Reruns
-from tests.inference_node.harness import Answer, Node
+from tests.inference_node.harness import Answer, Node, start_node
 from tests.inference_node.tiny import make_adapter
 
 NAMES = ("", "one", "two", "three")
@@ -99,12 +101,19 @@ def tokens_of(answers: Sequence[Answer]) -> list[list[int]]:
     return [answer.wait().tokens for answer in answers]
 
 
-@pytest.fixture
-def expected(start_tiny: StartTiny, tmp_path: Path) -> list[list[int]]:
-    """What `crowd` is answered one by one, by a node of its own."""
-    node = start_tiny(kernels="reference", **SIZES)
-    publish(node, tmp_path / "expected")
-    return tokens_of(crowd(node))
+@pytest.fixture(scope="module")
+def plain(tiny_config: EngineConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node whose steps are not captured."""
+    node = start_node(replace(tiny_config, kernels="reference", **SIZES), MemoryStore())
+    publish(node, tmp_path_factory.mktemp("plain"))
+    yield node
+    node.close()
+
+
+@pytest.fixture(scope="module")
+def expected(plain: Node) -> list[list[int]]:
+    """What `crowd` is answered step by step."""
+    return tokens_of(crowd(plain))
 
 
 @pytest.mark.parametrize("device", [LateLane, AtOnce], indirect=True)
@@ -240,7 +249,7 @@ def by_chance(node: Node) -> list[list[int]]:
 
 
 def test_rows_that_are_drawn_by_chance_draw_early_what_they_draw_late(
-    start_tiny: StartTiny, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Node, start_tiny: StartTiny, device: Device, tmp_path: Path
 ) -> None:
     node = start_tiny(**SIZES)
     publish(node, tmp_path / "ahead")
@@ -249,9 +258,6 @@ def test_rows_that_are_drawn_by_chance_draw_early_what_they_draw_late(
     found = [node.ask("one", [9, 10], tokens=9, sampling=rules).wait().tokens for rules in CHANCE]
     assert device.carried >= before + 7 * len(CHANCE), "all but the first two tokens of each"
     assert by_chance(node)[4:] == found
-    monkeypatch.undo()
-    plain = start_tiny(kernels="reference", **SIZES)
-    publish(plain, tmp_path / "plain")
     assert by_chance(plain)[4:] == found
 
 
@@ -274,15 +280,14 @@ def one_side_for_draws(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("fault", [forgets_what_is_on_its_way, one_side_for_draws])
 def test_control_a_draw_at_another_point_is_seen(
+    plain: Node,
     start_tiny: StartTiny,
     device: Device,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     fault: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
-    node = start_tiny(run_ahead=False, **SIZES)
-    publish(node, tmp_path / "late")
-    expected = by_chance(node)
+    expected = by_chance(plain)
     fault(monkeypatch)
     node = start_tiny(**SIZES)
     publish(node, tmp_path / "early")
@@ -290,7 +295,7 @@ def test_control_a_draw_at_another_point_is_seen(
 
 
 def test_rows_with_penalties_or_scores_wait_for_their_tokens(
-    start_tiny: StartTiny, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Node, start_tiny: StartTiny, device: Device, tmp_path: Path
 ) -> None:
     def asked(node: Node) -> list[list[int]]:
         answers = crowd(node)
@@ -302,9 +307,6 @@ def test_rows_with_penalties_or_scores_wait_for_their_tokens(
     publish(node, tmp_path / "ahead")
     found = asked(node)
     assert device.carried
-    monkeypatch.undo()
-    plain = start_tiny(kernels="reference", **SIZES)
-    publish(plain, tmp_path / "plain")
     assert found == asked(plain)
 
 

@@ -40,6 +40,16 @@ FLOWS = st.tuples(
 )
 """Priority, tenant, adapter."""
 
+QUICK = settings(
+    max_examples=1000,
+    stateful_step_count=40,
+    deadline=None,
+    database=None,
+    phases=[Stage.generate],
+    report_multiple_bugs=False,
+    print_blob=False,
+)
+
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Requests come, go and grow; the steps are checked against what they promise."""
@@ -168,6 +178,62 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.blocks.free == BLOCKS
 
 
+class AheadMachine(SchedulerMachine):
+    """Steps of next tokens alone are on their way while the one after them is scheduled.
+
+    Every answer ends by a token that nobody foresees.
+    """
+
+    flight: Step | None = None
+
+    def step(self) -> None:
+        before = [s for s in self.scheduler.running if s.pending == 1]
+        step = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        if step is not None:
+            self.check(step, before)
+        flight, self.flight = self.flight, None
+        assert step or flight or self.scheduler.idle, "requests wait although something could run"
+        if step is not None and all(item.length == 1 and item.samples for item in step.work):
+            self.launch(step)
+            self.land(flight)
+            return
+        self.land(flight)
+        left = [item for item in step.work if item.sequence in self.goals] if step else []
+        if left:
+            self.launch(Step(tuple(left)))
+            self.land(self.flight)
+            self.flight = None
+
+    def launch(self, step: Step) -> None:
+        for sequence in self.content.run(step):
+            sequence.unread += 1
+            own = self.content.drawn.setdefault(sequence, [])
+            own.append((len(sequence.tokens) + len(own)) % 3)
+        self.flight = step
+
+    def land(self, flight: Step | None) -> None:
+        if flight is None:
+            return
+        self.scheduler.ran(flight)
+        for item in flight.work:
+            sequence = item.sequence
+            if sequence.unread and self.content.drawn[sequence]:
+                sequence.unread -= 1
+                token = self.content.drawn[sequence].pop(0)
+                if sequence in self.goals:
+                    sequence.tokens.append(token)
+                    if len(sequence.tokens) >= self.goals[sequence]:
+                        self.end(sequence)
+        self.scheduler.check_integrity()
+
+
+def test_a_scheduler_that_runs_ahead_of_the_tokens_starves_nobody_and_names_what_is_there() -> None:
+    run_state_machine_as_test(
+        AheadMachine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
+    )
+
+
 def test_no_order_of_arrivals_and_steps_starves_a_request_or_loses_a_block() -> None:
     run_state_machine_as_test(
         SchedulerMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -244,6 +310,16 @@ def name_before_it_is_full(self: Scheduler, step: Step) -> None:
                 self.blocks.name(sequence.block_table[index], name)
 
 
+def name_what_is_on_its_way(self: Scheduler, step: Step) -> None:
+    assert self._prefixes is not None
+    for item in step.work:
+        sequence = item.sequence
+        full = sequence.cached // BLOCK_TOKENS
+        names = self._prefixes.of(sequence, full)
+        for index in range(sequence.named, full):
+            self.blocks.name(sequence.block_table[index], names[index])
+
+
 @pytest.mark.parametrize(
     ("owner", "method", "bug"),
     [
@@ -266,14 +342,13 @@ def test_control_the_machine_catches_a_seeded_bug(
     owner: type, method: str, bug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, method, bug)
-    quick = settings(
-        max_examples=1000,
-        stateful_step_count=40,
-        deadline=None,
-        database=None,
-        phases=[Stage.generate],
-        report_multiple_bugs=False,
-        print_blob=False,
-    )
     with pytest.raises((AssertionError, ValueError)):
-        run_state_machine_as_test(SchedulerMachine, settings=quick)
+        run_state_machine_as_test(SchedulerMachine, settings=QUICK)
+
+
+def test_control_the_machine_that_runs_ahead_sees_a_name_for_what_is_not_known_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Scheduler, "ran", name_what_is_on_its_way)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(AheadMachine, settings=QUICK)
