@@ -59,14 +59,9 @@ class Flipper:
         self._flipped: set[int] = set()
         """Adapters that have served another version before their newest."""
         self._registry = open_registry(endpoints.redis_url)
-        self._publisher = Publisher(
-            open_endpoint(endpoints),
-            lock=open_lock(endpoints.redis_url),
-            announcer=open_announcer(endpoints.redis_url),
-            actor="fleet",
-            warn=lambda text: None,
-            limits=_LIMITS,
-        )
+        self._publisher = _publisher(endpoints, _LIMITS)
+        self._patient = _publisher(endpoints, Limits())
+        """While nothing is stopped there is nothing to give up for."""
 
     def figures(self) -> dict[str, int]:
         """How many changes ended how."""
@@ -127,9 +122,20 @@ class Flipper:
     def publish(self, adapter: int) -> int:
         """New content, to everybody at once; the generation it got."""
         local, label = self._next(adapter)
-        return self._publisher.publish(TENANT, name(adapter), local, label=label).gen
+        return self._patient.publish(TENANT, name(adapter), local, label=label).gen
 
     def _next(self, adapter: int) -> tuple[LocalAdapter, str]:
         version = self._versions.setdefault(adapter, self._first)
         self._versions[adapter] += 1
         return self._tattoos.adapter(adapter, version), f"v{version}"
+
+
+def _publisher(endpoints: Endpoints, limits: Limits) -> Publisher:
+    return Publisher(
+        open_endpoint(endpoints),
+        lock=open_lock(endpoints.redis_url),
+        announcer=open_announcer(endpoints.redis_url),
+        actor="fleet",
+        warn=lambda text: None,
+        limits=limits,
+    )
