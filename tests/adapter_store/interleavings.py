@@ -9,7 +9,6 @@ crashed, and what must hold after a crash must hold in every state.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -19,6 +18,8 @@ from adapter_store.objects import ListPage, ObjectHead, ObjectStore
 
 Process = Callable[[ObjectStore], object]
 Answer = tuple[str, object]
+_State = tuple["Stored", tuple[int, ...], tuple[str, ...]]
+"""What the store holds, the number of each process's past, and the steps that led there."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class _Waits(BaseException):
 
 
 class _Replay:
-    """Answers from a process's past, and stops it at its first new request."""
+    """Answers from a process's past, given last first, and stops it at its first new request."""
 
     def __init__(self, past: tuple[Answer, ...]) -> None:
-        self._past = list(reversed(past))
+        self._past = list(past)
 
     def get(self, key: str) -> bytes:
         body = self._answer(Request("get", key))
@@ -80,28 +81,21 @@ class _Replay:
 
 
 class Stored:
-    """What a store holds, as a value; equal contents are equal."""
+    """What a store holds; equal contents have equal identities."""
 
     def __init__(self, bodies: Mapping[str, bytes]) -> None:
         self.bodies = dict(bodies)
-        self.identity = frozenset(
-            (key, hashlib.sha256(body).digest()) for key, body in self.bodies.items()
-        )
+        self.identity = frozenset(self.bodies.items())
 
-    def store(self) -> MemoryStore:
-        store = MemoryStore(clock=lambda: 0.0)
-        for key, body in self.bodies.items():
-            store.put_new(key, body)
-        return store
-
-    def after(self, request: Request) -> tuple[Stored, Answer]:
-        store, key = self.store(), request.key
+    def after(self, request: Request) -> tuple[Mapping[str, bytes], Answer]:
+        """What it holds then, and what is answered."""
+        store, key = self._store(), request.key
         try:
             match request.verb:
                 case "get":
-                    return self, ("found", store.get(key))
+                    return self.bodies, ("found", store.get(key))
                 case "head":
-                    return self, ("found", store.head(key))
+                    return self.bodies, ("found", store.head(key))
                 case "list":
                     page = store.list(
                         key,
@@ -109,13 +103,19 @@ class Stored:
                         limit=request.limit,
                         token=request.token,
                     )
-                    return self, ("found", page)
+                    return self.bodies, ("found", page)
                 case "put_new":
                     store.put_new(key, request.body)
-                    return Stored({**self.bodies, key: request.body}), ("found", None)
+                    return {**self.bodies, key: request.body}, ("found", None)
         except (NotFound, AlreadyExists) as error:
-            return self, (type(error).__name__, str(error))
-        return Stored({k: v for k, v in self.bodies.items() if k != key}), ("found", None)
+            return self.bodies, (type(error).__name__, str(error))
+        return {k: v for k, v in self.bodies.items() if k != key}, ("found", None)
+
+    def _store(self) -> MemoryStore:
+        store = MemoryStore(clock=lambda: 0.0)
+        for key, body in self.bodies.items():
+            store.put_new(key, body)
+        return store
 
 
 @dataclass
@@ -141,65 +141,86 @@ class Explorer:
         processes: Mapping[str, Process],
         broken: Callable[[Mapping[str, bytes]], str],
     ) -> None:
-        self._start = Stored(start)
         self._processes = dict(processes)
         self._broken = broken
+        self._stores: dict[frozenset[tuple[str, bytes]], Stored] = {}
+        self._afters: dict[tuple[Stored, Request], tuple[Stored, Answer]] = {}
+        self._start = self._stored(start)
         self._next: dict[tuple[str, int], Request | str] = {}
-        self._pasts: dict[tuple[str, tuple[Answer, ...]], int] = {}
+        self._pasts: list[tuple[int, Answer]] = [(0, ("found", None))]
+        """By number: the number of the past before its last answer, and that answer; 0 is none."""
+        self._numbers: dict[tuple[int, Answer], int] = {}
 
     def explore(self, *, most: int = 1_000_000) -> Explored:
         """Depth first; stops at the first violation, fails past `most` states."""
-        seen: set[object] = set()
+        seen: set[tuple[Stored, tuple[int, ...]]] = set()
         found = Explored()
-        todo: list[tuple[Stored, dict[str, tuple[Answer, ...]], tuple[str, ...]]] = [
-            (self._start, dict.fromkeys(self._processes, ()), ())
-        ]
+        todo: list[_State] = [(self._start, (0,) * len(self._processes), ())]
         while todo:
-            stored, pasts, trace = todo.pop()
-            identity = (stored.identity, tuple(self._number(n, p) for n, p in pasts.items()))
-            if identity in seen:
+            state = todo.pop()
+            stored, pasts, trace = state
+            if (stored, pasts) in seen:
                 continue
-            seen.add(identity)
+            seen.add((stored, pasts))
             found.states += 1
             assert found.states <= most, f"more than {most} states"
             found.violation = self._broken(stored.bodies)
             if found.violation:
                 found.trace = trace
                 return found
-            steps = list(self._steps(stored, pasts, trace, found))
+            steps = list(self._steps(state, found))
             found.ends += not steps
             todo += steps
         return found
 
-    def _steps(
-        self,
-        stored: Stored,
-        pasts: dict[str, tuple[Answer, ...]],
-        trace: tuple[str, ...],
-        found: Explored,
-    ) -> Iterator[tuple[Stored, dict[str, tuple[Answer, ...]], tuple[str, ...]]]:
-        for name, past in pasts.items():
-            request = self._request(name, past)
+    def _steps(self, state: _State, found: Explored) -> Iterator[_State]:
+        stored, pasts, trace = state
+        for place, name in enumerate(self._processes):
+            request = self._request(name, pasts[place])
             if isinstance(request, str):
                 found.outcomes.add(f"{name}: {request}")
                 continue
-            then, answer = stored.after(request)
-            yield then, {**pasts, name: (*past, answer)}, (*trace, f"{name}: {request}")
+            then, answer = self._after(stored, request)
+            longer = self._number(pasts[place], answer)
+            after = (*pasts[:place], longer, *pasts[place + 1 :])
+            yield then, after, (*trace, f"{name}: {request}")
 
-    def _number(self, name: str, past: tuple[Answer, ...]) -> int:
+    def _stored(self, bodies: Mapping[str, bytes]) -> Stored:
+        """The one object for equal contents."""
+        stored = Stored(bodies)
+        return self._stores.setdefault(stored.identity, stored)
+
+    def _after(self, stored: Stored, request: Request) -> tuple[Stored, Answer]:
+        if (stored, request) not in self._afters:
+            bodies, answer = stored.after(request)
+            then = stored if bodies is stored.bodies else self._stored(bodies)
+            self._afters[stored, request] = then, answer
+        return self._afters[stored, request]
+
+    def _number(self, past: int, answer: Answer) -> int:
         """Equal pasts have equal numbers: shorter to compare than what they hold."""
-        return self._pasts.setdefault((name, past), len(self._pasts))
+        number = self._numbers.setdefault((past, answer), len(self._pasts))
+        if number == len(self._pasts):
+            self._pasts.append((past, answer))
+        return number
 
-    def _request(self, name: str, past: tuple[Answer, ...]) -> Request | str:
+    def _answers(self, past: int) -> tuple[Answer, ...]:
+        """What the process was told, last first."""
+        answers = []
+        while past:
+            past, answer = self._pasts[past]
+            answers.append(answer)
+        return tuple(answers)
+
+    def _request(self, name: str, past: int) -> Request | str:
         """What the process asks next, or how it ended."""
-        number = (name, self._number(name, past))
-        if number not in self._next:
+        if (name, past) not in self._next:
             try:
-                self._processes[name](_Replay(past))
+                self._processes[name](_Replay(self._answers(past)))
             except _Waits as waits:
-                self._next[number] = waits.request
+                self._next[name, past] = waits.request
             except StoreError as error:
-                self._next[number] = type(error).__name__
+                self._next[name, past] = type(error).__name__
             else:
-                self._next[number] = "returned"
-        return self._next[number]
+                self._next[name, past] = "returned"
+        return self._next[name, past]
