@@ -41,10 +41,10 @@ from inference_node.rpc.quotas import quota_table
 from inference_node.rpc.server import serve
 from tests.adapter_store.crowd import name
 from tests.chaos.resources import resources_of
+from tests.chaos.troublemakers import FLOOD
 from tests.inference_node.tiny import make_adapter, make_checkpoint
 
-VICTIM, FLOOD = "victim", "flood"
-HOT = "hot"
+VICTIM, HOT = "victim", "hot"
 FETCH_THREADS = 4
 DISTANCE = 0.1
 """Seconds that the store takes for bytes of a version; for a record, a twentieth."""

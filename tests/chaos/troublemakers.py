@@ -24,8 +24,9 @@ from inference_node.errors import NodeError, QueueFull, QuotaExceeded
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
 from tests.adapter_store.crowd import name
-from tests.chaos.overloaded_node import FLOOD
 
+FLOOD = "flood"
+"""The tenant that they all are."""
 COLD_A_SECOND = 50
 IDLE = 1000
 SLOW = 32
