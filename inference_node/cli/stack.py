@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -201,12 +202,10 @@ def _wait_ready(stack: EmbeddedStack) -> None:
 def _becomes_ready(stack: EmbeddedStack, name: str, address: str, deadline: float) -> bool:
     from inference_node.client import Client
 
-    with Client(address) as client:
-        while stack.is_running(name) and time.monotonic() < deadline:
-            try:
-                if client.ready(timeout=2.0):
-                    return True
-            except NodeError:
-                pass
-            time.sleep(0.2)
+    while stack.is_running(name) and time.monotonic() < deadline:
+        # A new one each time: who was refused comes again only after ever longer pauses.
+        with Client(address) as client, contextlib.suppress(NodeError):
+            if client.ready(timeout=2.0):
+                return True
+        time.sleep(0.2)
     return False
