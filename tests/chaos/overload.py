@@ -38,6 +38,7 @@ from inference_node.client import Client, Stopping
 from inference_node.client.access import NOBODY
 from inference_node.client.link import open_channel
 from inference_node.errors import NodeError
+from tests.adapter_store.waiting import wait_until
 from tests.chaos.bench import Bench
 from tests.chaos.overloaded_node import (
     BUGS,
@@ -48,6 +49,7 @@ from tests.chaos.overloaded_node import (
     VICTIM,
 )
 from tests.chaos.row import Row
+from tests.chaos.troublemakers import LONG
 
 KINDS = ("cold", "oversize", "timeless", "idle", "slow")
 TOGETHER = "together"
@@ -63,10 +65,10 @@ ATTEMPTS = 3
 """A machine that others use is slow by chance: the victim was slowed when every attempt says so."""
 TURN = 2.0
 """Seconds in trouble, until the next one's turn."""
-HEAD_START = {"slow": 2.5, TOGETHER: 2.5}
-"""Seconds from its beginning to the victim's first request: by then what slow readers asked for has
-been decoded, and is only held. While it is decoded they are a tenant like others: who shares a step
-with eight rows waits for it, whatever becomes of the answers."""
+HEAD_START = 0.2
+"""Seconds from the beginning of trouble to the victim's first request."""
+DECODED_S = 20.0
+"""In which what slow readers asked for has been decoded, and is only held."""
 STREAMS = 4
 PROMPT = "Tell me about the sea. " * 50
 _numbers = itertools.count()
@@ -215,11 +217,27 @@ def _round(
     said: Counter[str] = Counter()
     for kind, victim in troubled.items():
         quiet.ask(client, seconds / 2)
-        place.trouble(KINDS if kind == TOGETHER else [kind])
-        time.sleep(HEAD_START.get(kind, 0.2))
+        _begin(place, client, KINDS if kind == TOGETHER else [kind])
         victim.ask(client, seconds)
         said.update(place.peace())
     return said
+
+
+def _begin(place: Site, client: Client, kinds: Sequence[str]) -> None:
+    """Slow readers first, and the others when what these asked for has been decoded: until then
+    they are a tenant like others, and who shares a step with eight rows waits for it."""
+    if "slow" in kinds:
+        before = client.model_info().generated_tokens
+        place.trouble(["slow"])
+
+        def decoded() -> bool:
+            info = client.model_info()
+            more = info.generated_tokens - before
+            return more >= LONG.max_new_tokens and not info.running and not info.waiting
+
+        wait_until(decoded, within_s=DECODED_S)
+    place.trouble([kind for kind in kinds if kind != "slow"])
+    time.sleep(HEAD_START)
 
 
 @dataclass(frozen=True, slots=True)
