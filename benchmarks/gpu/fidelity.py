@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.node import Node, adapters, pools_of, random_model
 from benchmarks.gpu.results import Figure
-from benchmarks.gpu.sizes import SMALL
+from benchmarks.gpu.sizes import SMALL, Size
 from inference_node.kernels.backend import REFERENCE, Backend
 from inference_node.kernels.lora import LoraPlan, SlotPages
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk
@@ -32,8 +32,9 @@ Draw = Callable[[Sequence[DecodeRow]], list[int]]
 def fidelity(node: Node, clock: Clock) -> Iterator[Figure]:
     """Rows of every rank and of the base, each its own text, to the end of its blocks."""
     count = BLOCKS * BLOCK_TOKENS if clock.cuda else 1
-    expected = _greedy(_reference(_decoder(REFERENCE, node.device)), count)
-    decoder = _decoder(node.decoder.backend, node.device)
+    size = SMALL if clock.cuda else node.size
+    expected = _greedy(_reference(_decoder(size, REFERENCE, node.device)), count)
+    decoder = _decoder(size, node.decoder.backend, node.device)
     differ = 0
     for short in (False, True):
         decoder.be_short(short)
@@ -45,18 +46,18 @@ def fidelity(node: Node, clock: Clock) -> Iterator[Figure]:
     yield Figure("fidelity", differ, parts={"tokens": 2 * count * len(expected)})
 
 
-def _decoder(backend: Backend, device: torch.device) -> Decoder:
+def _decoder(size: Size, backend: Backend, device: torch.device) -> Decoder:
     """The same weights and pages each time."""
-    model = random_model(SMALL, device, attention=ATTENTION, dtype=torch.float32)
+    model = random_model(size, device, attention=ATTENTION, dtype=torch.float32)
     base = Base(
         model=model,
-        name=SMALL.name,
+        name=size.name,
         architecture=type(model).__name__,
         fingerprint="random",
         device=device,
         dtype=torch.float32,
-        max_context=SMALL.context,
-        traced=trace(copy.deepcopy(SMALL.config)),
+        max_context=size.context,
+        traced=trace(copy.deepcopy(size.config)),
     )
     decoder = Decoder(base, backend=backend, linears="dense")
     decoder.allocate_cache(blocks=BLOCKS * (len(RANKS) + 1), block_tokens=BLOCK_TOKENS)

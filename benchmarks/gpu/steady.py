@@ -106,7 +106,7 @@ def _wall(
 def _request(node: Node, pool: AdapterPool, row: int) -> Sequence:
     """One of its own adapter, whose pages are taken and leased."""
     prompt = node.size.context // 4
-    new = STEPS if node.device.type == "cuda" else 5
+    new = STEPS if node.device.type == "cuda" else 3
     held = Resident(
         VersionKey("bench", str(row)),
         ((2 * row + 1, 2 * row + 2),) * len(pool.groups),

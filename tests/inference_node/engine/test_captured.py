@@ -15,10 +15,11 @@ import torch
 
 from inference_node.engine import build as build_module
 from inference_node.model.graphs import Decoded, DecodeGraphs, Step
+from inference_node.model.lane import AtOnce
 from inference_node.model.static_batch import DecodeRow, StaticBatch, StaticSizes
 from inference_node.request import Sampling
 from tests.inference_node.conftest import StartTiny
-from tests.inference_node.engine.captured import Reruns
+from tests.inference_node.engine.captured import Device, Reruns, install
 from tests.inference_node.harness import Node
 from tests.inference_node.tiny import make_adapter
 
@@ -40,6 +41,12 @@ def reruns(monkeypatch: pytest.MonkeyPatch) -> Reruns:
     )
     monkeypatch.setattr(build_module, "CudaGraphs", lambda device: found)
     return found
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """As `reruns`, by the references, which take no interpreter."""
+    return install(monkeypatch, AtOnce())
 
 
 def publish_all(node: Node, folder: Path, names: tuple[str, ...] = ADAPTERS) -> None:
@@ -71,16 +78,16 @@ def test_mixed_batches_answer_as_they_do_uncaptured(
 
 
 def test_nothing_is_captured_again_when_adapters_come_and_go(
-    start_tiny: StartTiny, reruns: Reruns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_tiny: StartTiny, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = tuple(f"a{index}" for index in range(4))
-    captured = start_tiny(kernels="fused", pool_bytes=250_000, **SMALL | {"max_rows": 1})
+    captured = start_tiny(pool_bytes=250_000, **SMALL | {"max_rows": 1})
     total = captured.engine._slots.allocator.total
     assert max(total) < sum(-(-RANKS[index % 3] // 8) for index in range(4)), "some must go"
     publish_all(captured, tmp_path / "captured", names)
-    before = reruns.recorded
+    before = device.reruns.recorded
     found = [captured.ask(name, [5, 6], tokens=2).wait().tokens for name in names * 2]
-    assert reruns.recorded == before
+    assert device.reruns.recorded == before
     monkeypatch.undo()
     plain = start_tiny(kernels="reference", **SMALL)
     publish_all(plain, tmp_path / "plain", names)
@@ -88,7 +95,7 @@ def test_nothing_is_captured_again_when_adapters_come_and_go(
 
 
 def test_control_a_step_that_keeps_the_pages_of_the_step_before_is_seen(
-    start_tiny: StartTiny, reruns: Reruns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_tiny: StartTiny, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill = StaticBatch.fill
 
@@ -100,7 +107,7 @@ def test_control_a_step_that_keeps_the_pages_of_the_step_before_is_seen(
         return filled
 
     monkeypatch.setattr(StaticBatch, "fill", stale)
-    node = start_tiny(kernels="fused", **SMALL)
+    node = start_tiny(**SMALL)
     publish_all(node, tmp_path / "captured")
     first = node.ask("one", [5, 6, 7], tokens=4).wait().tokens
     second = node.ask("two", [5, 6, 7], tokens=4).wait().tokens

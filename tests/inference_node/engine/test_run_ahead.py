@@ -7,80 +7,60 @@ its way, answers wrongly on one of them.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from adapter_store.memory import MemoryStore
 from inference_node.config import EngineConfig
-from inference_node.engine import build as build_module
 from inference_node.engine import early_draws
 from inference_node.engine.early_draws import EarlyDraws
 from inference_node.engine.runner import Flight, Runner
 from inference_node.engine.sampler import uniform
 from inference_node.engine.scheduler import Step
 from inference_node.errors import EngineFailure, ModelFailure
-from inference_node.kernels.backend import Backend
-from inference_node.kernels.pointwise import REFERENCE
-from inference_node.model import graphs as graphs_module
 from inference_node.model.batch import ForwardBatch
 from inference_node.model.decoder import Decoder
-from inference_node.model.graphs import Decoded, DecodeGraphs, Draw, Queued
-from inference_node.model.lane import AtOnce, Lane
+from inference_node.model.graphs import DecodeGraphs, Draw, Queued
+from inference_node.model.lane import AtOnce
 from inference_node.model.static_batch import DecodeRow, StaticBatch
 from inference_node.request import FinishReason, Sampling, Stopping
 from tests.inference_node.conftest import StartTiny
-from tests.inference_node.engine.captured import LateLane, ReferenceRows, Reruns
+from tests.inference_node.engine.captured import Device, LateLane, install
 from tests.inference_node.harness import Answer, Node, start_node
 from tests.inference_node.tiny import make_adapter
 
 NAMES = ("", "one", "two", "three")
 RANKS = (3, 8, 20)
-SIZES = {"max_rows": 8, "max_context": 64, "kv_tokens": 1024}
+SIZES: dict[str, Any] = {"max_rows": 8, "max_context": 64, "kv_tokens": 1024}
 
 
-@dataclass
-class Device:
-    """What the engines of a test run on."""
-
-    lane: Lane
-    reruns: Reruns = field(default_factory=Reruns)
-    carried: int = 0
-    """Rows whose token the host did not know when they were launched."""
+class Ahead(NamedTuple):
+    node: Node
+    device: Device
 
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
-    """Engines that are built now capture their steps, on a device as late or early as can be."""
-    found = Device(getattr(request, "param", LateLane)())
-    backend = Backend(
-        "torch kernels, captured", rows=ReferenceRows(), pointwise=REFERENCE, captures=True
-    )
-    times = itertools.cycle((2.0, 1.0))
-    monkeypatch.setattr(build_module, "seconds_on_card", lambda _: next(times))
-    monkeypatch.setattr(build_module, "choose", lambda *_, **__: backend)
-    monkeypatch.setattr(build_module, "CudaGraphs", lambda _: found.reruns)
-    monkeypatch.setattr(graphs_module, "lane_of", lambda _: found.lane)
-    run, queue = DecodeGraphs.run, DecodeGraphs.queue
+    """Engines that are built now run on it; as late as can be unless the test says otherwise."""
+    return install(monkeypatch, getattr(request, "param", LateLane)())
 
-    def run_now(graphs: DecodeGraphs, rows: Sequence[DecodeRow]) -> Decoded | None:
-        decoded = run(graphs, rows)
-        found.lane.mark()()
-        return decoded
 
-    def watched(
-        graphs: DecodeGraphs, rows: Sequence[DecodeRow], *, draw: Draw | None = None
-    ) -> Queued:
-        found.carried += sum(row.source is not None for row in rows)
-        return queue(graphs, rows, draw=draw)
-
-    monkeypatch.setattr(DecodeGraphs, "run", run_now)
-    monkeypatch.setattr(DecodeGraphs, "queue", watched)
-    return found
+@pytest.fixture(scope="module")
+def ahead(
+    plain: Node, tiny_config: EngineConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ahead]:
+    """A node that runs ahead of a device as late as can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        device = install(patch, LateLane())
+        node = start_node(replace(tiny_config, **SIZES), MemoryStore())
+        publish(node, tmp_path_factory.mktemp("ahead"))
+        yield Ahead(node, device)
+        node.close()
 
 
 def publish(node: Node, folder: Path) -> None:
@@ -116,25 +96,28 @@ def expected(plain: Node) -> list[list[int]]:
     return tokens_of(crowd(plain))
 
 
-@pytest.mark.parametrize("device", [LateLane, AtOnce], indirect=True)
-def test_a_crowd_is_answered_as_it_is_step_by_step(
-    expected: list[list[int]], start_tiny: StartTiny, device: Device, tmp_path: Path
-) -> None:
-    node = start_tiny(**SIZES)
-    publish(node, tmp_path / "ahead")
+def test_a_crowd_is_answered_as_it_is_step_by_step(expected: list[list[int]], ahead: Ahead) -> None:
+    node, device = ahead
+    before = device.carried
     assert tokens_of(crowd(node)) == expected
     node.settle()
-    assert device.carried > 30, "most rows are launched before their token is known"
+    assert device.carried > before + 30, "most rows are launched before their token is known"
     assert "and layers" in node.engine.info().kernel, "in few launches"
 
 
-def test_without_running_ahead_no_token_is_carried(
-    expected: list[list[int]], start_tiny: StartTiny, device: Device, tmp_path: Path
+@pytest.mark.parametrize("device", [AtOnce], indirect=True)
+@pytest.mark.parametrize("run_ahead", [True, False])
+def test_so_it_is_on_a_device_that_does_all_at_once_ahead_or_not(
+    expected: list[list[int]],
+    start_tiny: StartTiny,
+    device: Device,
+    tmp_path: Path,
+    run_ahead: bool,
 ) -> None:
-    node = start_tiny(run_ahead=False, **SIZES)
-    publish(node, tmp_path / "not ahead")
+    node = start_tiny(run_ahead=run_ahead, **SIZES)
+    publish(node, tmp_path)
     assert tokens_of(crowd(node)) == expected
-    assert not device.carried
+    assert bool(device.carried) == run_ahead
 
 
 def wrong_row(patch: pytest.MonkeyPatch) -> None:
@@ -191,11 +174,8 @@ def test_control_a_token_from_another_row_and_what_is_overwritten_on_its_way_are
     assert tokens_of(crowd(node)) != expected
 
 
-def test_whatever_ends_an_answer_ends_it_with_that_token(
-    start_tiny: StartTiny, device: Device, tmp_path: Path
-) -> None:
-    node = start_tiny(**SIZES)
-    publish(node, tmp_path / "ahead")
+def test_whatever_ends_an_answer_ends_it_with_that_token(ahead: Ahead) -> None:
+    node, device = ahead
     whole = node.ask("two", [5, 6, 7], tokens=12).wait().tokens
     stop = whole[4]
     first = whole.index(stop) + 1
@@ -249,10 +229,9 @@ def by_chance(node: Node) -> list[list[int]]:
 
 
 def test_rows_that_are_drawn_by_chance_draw_early_what_they_draw_late(
-    plain: Node, start_tiny: StartTiny, device: Device, tmp_path: Path
+    plain: Node, ahead: Ahead
 ) -> None:
-    node = start_tiny(**SIZES)
-    publish(node, tmp_path / "ahead")
+    node, device = ahead
     node.ask("one", [1]).wait()
     before = device.carried
     found = [node.ask("one", [9, 10], tokens=9, sampling=rules).wait().tokens for rules in CHANCE]
@@ -294,27 +273,22 @@ def test_control_a_draw_at_another_point_is_seen(
     assert by_chance(node) != expected
 
 
-def test_rows_with_penalties_or_scores_wait_for_their_tokens(
-    plain: Node, start_tiny: StartTiny, device: Device, tmp_path: Path
-) -> None:
+def test_rows_with_penalties_or_scores_wait_for_their_tokens(plain: Node, ahead: Ahead) -> None:
+    node, device = ahead
+
     def asked(node: Node) -> list[list[int]]:
         answers = crowd(node)
         rules = Sampling(temperature=1.0, seed=7, repetition_penalty=3.0)
         answers.append(node.ask("one", [9, 10], tokens=9, sampling=rules))
         return tokens_of(answers)
 
-    node = start_tiny(**SIZES)
-    publish(node, tmp_path / "ahead")
     found = asked(node)
     assert device.carried
     assert found == asked(plain)
 
 
-def test_what_a_prefix_left_in_the_cache_is_found_by_the_next_and_is_right(
-    start_tiny: StartTiny, device: Device, tmp_path: Path
-) -> None:
-    node = start_tiny(**SIZES)
-    publish(node, tmp_path / "ahead")
+def test_what_a_prefix_left_in_the_cache_is_found_by_the_next_and_is_right(ahead: Ahead) -> None:
+    node = ahead.node
     first = node.ask("one", [5, 6, 7], tokens=40).wait().tokens
     again = node.ask("one", [5, 6, 7, *first[:36]], tokens=4)
     assert again.wait().tokens == first[36:]
