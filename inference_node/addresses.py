@@ -10,6 +10,8 @@ from inference_node.errors import BadConfiguration
 
 AFFINITY_HEADER = "x-adapter-id"
 """Routers that hash it send the requests of an adapter to the nodes that have it loaded."""
+PUSHBACK_HEADER = "grpc-retry-pushback-ms"
+"""gRPC's own: a refused call may be made again after so many milliseconds; negative for never."""
 
 _NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,62})(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,62}))*\.?")
 

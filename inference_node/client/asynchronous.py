@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -37,6 +39,7 @@ from inference_node.client.messages import (
     to_model_info,
     to_tokenize,
 )
+from inference_node.client.retries import Attempts
 from inference_node.client.scores import Echo, TokenLogprob
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
@@ -141,14 +144,16 @@ class AsyncClient:
             priority=priority,
             affinity_key=affinity_key,
         )
+        opened = partial(self._open, pb.StreamGenerateRequest(request=message), adapter)
+        return AsyncStream(opened, partial(self._note, adapter), Attempts(timeout))
+
+    def _open(self, message: pb.StreamGenerateRequest, adapter: str, timeout: float) -> Reading:
         calling = self._tracing.calling(STREAM_GENERATE)
-        call = self._stub.StreamGenerate(
-            pb.StreamGenerateRequest(request=message),
-            timeout=timeout,
-            metadata=(*affinity(adapter), *calling.headers),
+        call: Reading = self._stub.StreamGenerate(
+            message, timeout=timeout, metadata=(*affinity(adapter), *calling.headers)
         )
         call.add_done_callback(lambda _: calling.end())
-        return AsyncStream(call, partial(self._note, adapter))
+        return call
 
     async def tokenize(
         self, prompt: str | Sequence[Message], *, timeout: float = 10.0
@@ -198,15 +203,24 @@ class AsyncClient:
         await self.close()
 
 
+Reading = grpc.aio.UnaryStreamCall[pb.StreamGenerateRequest, pb.StreamGenerateResponse]
+
+
 class AsyncStream:
     """An answer as it is decoded: iterate for text, once; leave the `with` block to cancel."""
 
     def __init__(
         self,
-        call: grpc.aio.UnaryStreamCall[pb.StreamGenerateRequest, pb.StreamGenerateResponse],
+        opened: Callable[[float], Reading],
         on_started: Callable[[Served], None],
+        attempts: Attempts,
     ) -> None:
-        self._call = call
+        """`opened` makes the call, with so many seconds for it."""
+        self._opened = opened
+        self._attempts = attempts
+        self._call = opened(attempts.left)
+        self._cancelled = asyncio.Event()
+        self._begun = False
         self._assembly = Assembly(on_started)
 
     @property
@@ -246,6 +260,7 @@ class AsyncStream:
 
     def cancel(self) -> None:
         """Stop decoding; what was read stays read."""
+        self._cancelled.set()
         self._call.cancel()
 
     async def __aiter__(self) -> AsyncIterator[str]:
@@ -265,8 +280,21 @@ class AsyncStream:
         self.cancel()
 
     async def _next(self) -> pb.StreamGenerateResponse | None:
-        try:
-            event = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise to_error(error) from None
-        return event if isinstance(event, pb.StreamGenerateResponse) else None
+        while True:
+            try:
+                event = await self._call.read()
+            except grpc.aio.AioRpcError as error:
+                await self._open_again(error)
+            else:
+                self._begun = True
+                return event if isinstance(event, pb.StreamGenerateResponse) else None
+
+    async def _open_again(self, failed: grpc.aio.AioRpcError) -> None:
+        """Raises NodeError if what has failed is not to be tried again."""
+        pause = None if self._begun else self._attempts.pause(failed)
+        if pause is None:
+            raise to_error(failed) from None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._cancelled.wait(), pause)
+            raise to_error(failed) from None
+        self._call = self._opened(self._attempts.left)

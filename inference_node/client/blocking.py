@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
@@ -37,6 +38,7 @@ from inference_node.client.messages import (
     to_model_info,
     to_tokenize,
 )
+from inference_node.client.retries import Attempts
 from inference_node.client.scores import Echo, TokenLogprob
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
@@ -141,16 +143,18 @@ class Client:
             priority=priority,
             affinity_key=affinity_key,
         )
+        opened = partial(self._open, pb.StreamGenerateRequest(request=message), adapter)
+        return Stream(opened, partial(self._note, adapter), Attempts(timeout))
+
+    def _open(self, message: pb.StreamGenerateRequest, adapter: str, timeout: float) -> Reading:
         calling = self._tracing.calling(STREAM_GENERATE)
         call = self._stub.StreamGenerate(
-            pb.StreamGenerateRequest(request=message),
-            timeout=timeout,
-            metadata=(*affinity(adapter), *calling.headers),
+            message, timeout=timeout, metadata=(*affinity(adapter), *calling.headers)
         )
         # Called once it has ended, whoever ended it.
         if not call.add_callback(calling.end):
             calling.end()
-        return Stream(call, partial(self._note, adapter))
+        return call
 
     def tokenize(
         self, prompt: str | Sequence[Message], *, timeout: float = 10.0
@@ -208,8 +212,18 @@ class Reading(Protocol):
 class Stream:
     """An answer as it is decoded: iterate for text, once; leave the `with` block to cancel."""
 
-    def __init__(self, call: Reading, on_started: Callable[[Served], None]) -> None:
-        self._call = call
+    def __init__(
+        self,
+        opened: Callable[[float], Reading],
+        on_started: Callable[[Served], None],
+        attempts: Attempts,
+    ) -> None:
+        """`opened` makes the call, with so many seconds for it."""
+        self._opened = opened
+        self._attempts = attempts
+        self._call = opened(attempts.left)
+        self._cancelled = threading.Event()
+        self._begun = False
         self._assembly = Assembly(on_started)
 
     @property
@@ -241,6 +255,7 @@ class Stream:
 
     def cancel(self) -> None:
         """Stop decoding; what was read stays read."""
+        self._cancelled.set()
         self._call.cancel()
 
     def __iter__(self) -> Iterator[str]:
@@ -260,9 +275,22 @@ class Stream:
         self.cancel()
 
     def _next(self) -> pb.StreamGenerateResponse | None:
-        try:
-            return next(self._call)
-        except StopIteration:
-            return None
-        except grpc.RpcError as error:
-            raise to_error(error) from None
+        while True:
+            try:
+                event = next(self._call)
+            except StopIteration:
+                return None
+            except grpc.RpcError as error:
+                self._open_again(error)
+            else:
+                self._begun = True
+                return event
+
+    def _open_again(self, failed: grpc.RpcError) -> None:
+        """Raises NodeError if what has failed is not to be tried again."""
+        pause = None if self._begun else self._attempts.pause(failed)
+        if pause is None or self._cancelled.wait(pause):
+            raise to_error(failed) from None
+        self._call = self._opened(self._attempts.left)
+        if self._cancelled.is_set():
+            self._call.cancel()

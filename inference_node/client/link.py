@@ -1,4 +1,4 @@
-"""How a client is connected: sizes, keepalive, retries, and which node a request belongs to."""
+"""How a client is connected: sizes, keepalive, and which node a request belongs to."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import grpc
 from inference_node.addresses import AFFINITY_HEADER
 from inference_node.client import ring
 from inference_node.client.access import Access
+from inference_node.client.retries import METHOD_CONFIG
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_ADMIN_ADDRESS = "127.0.0.1:50052"
@@ -21,23 +22,6 @@ STREAM_GENERATE = "lorapool.v1.InferenceService/StreamGenerate"
 Addresses = str | Sequence[str]
 """One node, or what stands before many; or a list: each node, or one DNS name that has them all."""
 
-# Only UNAVAILABLE is tried again: no node was reached, or it stops, or its store is away. The node
-# says when (grpc-retry-pushback-ms), and what has begun to be answered is never repeated.
-_RETRIES = [
-    {
-        "name": [
-            {"service": f"lorapool.v1.{name}Service"}
-            for name in ("Inference", "Catalog", "Adapter")
-        ],
-        "retryPolicy": {
-            "maxAttempts": 4,
-            "initialBackoff": "0.1s",
-            "maxBackoff": "1s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        },
-    }
-]
 _KEEPALIVE: list[tuple[str, str | int]] = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -70,7 +54,7 @@ def open_async_channel(address: Addresses, access: Access) -> grpc.aio.Channel:
 
 
 def _link(address: Addresses, access: Access) -> Link:
-    config: dict[str, Any] = {"methodConfig": _RETRIES}
+    config: dict[str, Any] = {"methodConfig": METHOD_CONFIG}
     if isinstance(address, str):
         addresses, target = [address], address
     else:

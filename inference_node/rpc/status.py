@@ -15,11 +15,11 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from inference_node import errors
+from inference_node.addresses import PUSHBACK_HEADER
 
 DOMAIN = "lorapool.dev"
 RESOURCE = "lorapool.v1/adapter"
 DETAILS_KEY = "grpc-status-details-bin"
-PUSHBACK_KEY = "grpc-retry-pushback-ms"
 MAX_TEXT = 512
 """Longest message or detail: trailers share 8 KiB, and part of the text is the caller's own."""
 
@@ -99,7 +99,7 @@ def refusal(error: Exception) -> Refusal:
         status.details.add().Pack(detail)
     trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status.SerializeToString())]
     if error.retry_after is not None:
-        trailers.append((PUSHBACK_KEY, str(math.ceil(error.retry_after * 1000))))
+        trailers.append((PUSHBACK_HEADER, str(math.ceil(error.retry_after * 1000))))
     return Refusal(code, message, tuple(trailers))
 
 

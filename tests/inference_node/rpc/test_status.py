@@ -10,7 +10,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from inference_node import errors
-from inference_node.rpc.status import CODES, DETAILS_KEY, PUSHBACK_KEY, refusal
+from inference_node.addresses import PUSHBACK_HEADER
+from inference_node.rpc.status import CODES, DETAILS_KEY, refusal
 
 
 def named_errors() -> list[type[errors.NodeError]]:
@@ -49,7 +50,7 @@ def test_every_named_error_has_a_status_and_says_its_reason(kind: type[errors.No
         retry = found["RetryInfo"]
         assert isinstance(retry, error_details_pb2.RetryInfo)
         assert retry.retry_delay.ToMilliseconds() == 250
-        assert dict(answer.trailers)[PUSHBACK_KEY] == "250"
+        assert dict(answer.trailers)[PUSHBACK_HEADER] == "250"
         assert info.metadata == {"adapter": "ada", "hint": "do this"}
         assert answer.message == "what; do this"
     else:

@@ -9,10 +9,11 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from inference_node.addresses import PUSHBACK_HEADER
 from inference_node.client import Client
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.pb.lorapool.v1 import inference_pb2_grpc
-from inference_node.rpc.status import DETAILS_KEY, PUSHBACK_KEY
+from inference_node.rpc.status import DETAILS_KEY
 from inference_node.rpc.turnstile import Turnstile
 from tests.adapter_store.waiting import wait_until
 from tests.inference_node.rpc.running_node import CONFIG, running_node
@@ -40,7 +41,7 @@ def third_is_told(engine: ScriptedEngine) -> None:
         retry = error_details_pb2.RetryInfo()
         assert status.details[1].Unpack(retry)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert (retry.retry_delay.seconds, trailers[PUSHBACK_KEY]) == (1, "1000")
+        assert (retry.retry_delay.seconds, trailers[PUSHBACK_HEADER]) == (1, "1000")
         probe = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert probe.status == health_pb2.HealthCheckResponse.SERVING
         streams[0].cancel()
