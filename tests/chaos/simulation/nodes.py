@@ -49,6 +49,7 @@ from tests.chaos.simulation.world import World
 
 PAGES = (2, 2)
 POOL = (5, 5)
+GROUPS = tuple(SimpleNamespace(name=f"group {number}") for number in range(len(POOL)))
 REQUESTS = 4
 
 
@@ -131,7 +132,7 @@ class Node:
         self.slots = SlotTable(self.pool.allocator)
         self.loader = Loader(
             self.reader,
-            modules=cast(Any, SimpleNamespace(modules=lambda: CARD)),
+            modules=cast(Any, SimpleNamespace(modules=lambda: CARD, groups=GROUPS)),
             pool=cast(AdapterPool, self.pool),
             base_fingerprint=BASE,
             dtype=torch.float32,
