@@ -74,18 +74,8 @@ class FleetRegistry:
 
         Raises FleetUnseen.
         """
-        key = holds_key(node)
-        told: dict[Any, Any] = {_field(one.name): encode_holding(one) for one in changed}
-        lost = [_field(name) for name in gone]
-        with _reached(), self._client.pipeline(transaction=False) as pipe:
-            if anew:
-                pipe.delete(key)
-            if told:
-                pipe.hset(key, mapping=told)
-            if lost:
-                pipe.hdel(key, *lost)
-            pipe.pexpire(key, round(lease_s * 1000))
-            pipe.execute()
+        told = {_field(one.name): encode_holding(one) for one in changed}
+        self._put(holds_key(node), told, gone, anew=anew, lease_s=lease_s)
 
     def tell_arms(
         self,
@@ -96,10 +86,23 @@ class FleetRegistry:
         lease_s: float = LEASE_S,
     ) -> None:
         """Put these in the place of what was told of the same adapters. Raises FleetUnseen."""
-        key = arms_key(node)
-        told: dict[Any, Any] = {_field(name): encode_arms(one) for name, one in arms.items()}
+        told = {_field(name): encode_arms(one) for name, one in arms.items()}
+        self._put(arms_key(node), told, gone, lease_s=lease_s)
+
+    def _put(
+        self,
+        key: str,
+        told: Mapping[Any, Any],
+        gone: Iterable[Name],
+        *,
+        anew: bool = False,
+        lease_s: float,
+    ) -> None:
+        """Put and take fields of a hash, and renew its lease."""
         lost = [_field(name) for name in gone]
         with _reached(), self._client.pipeline(transaction=False) as pipe:
+            if anew:
+                pipe.delete(key)
             if told:
                 pipe.hset(key, mapping=told)
             if lost:
