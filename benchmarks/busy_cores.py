@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu.systems import Shape, tokens_a_second
 from benchmarks.cpu.wire import Worker
 from benchmarks.machine import machine
 from inference_node.model.default_base import ensure_default_base
@@ -26,7 +26,8 @@ from inference_node.openmp import SPINS
 
 RESULT = Path(__file__).parent / "results" / "busy_cores.json"
 WAITS = {"openmp_default": "300000", "node": SPINS}
-REQUESTS, PROMPT, NEW = 16, 32, 16
+SHAPE = Shape(prompt=32, new=16)
+REQUESTS = 16
 REPETITIONS = 5
 
 
@@ -58,10 +59,9 @@ def main() -> int:
 
 def _rate(worker: Worker, seed: int) -> float:
     """Tokens a second of all requests together."""
-    drawn = random.Random(seed)
-    prompts = [[drawn.randrange(100, 40_000) for _ in range(PROMPT)] for _ in range(REQUESTS)]
-    answer = worker.ask("generate", prompts=prompts, adapters=[""] * REQUESTS, new=NEW)
-    return REQUESTS * NEW / float(answer["seconds"])
+    prompts = SHAPE.prompts(REQUESTS, seed=seed)
+    answer = worker.ask("generate", prompts=prompts, adapters=[""] * REQUESTS, new=SHAPE.new)
+    return tokens_a_second(answer, requests=REQUESTS, new=SHAPE.new)
 
 
 @contextmanager
