@@ -16,6 +16,8 @@ from inference_node.config import EngineConfig
 from inference_node.model.default_base import ensure_default_base
 from tests.inference_node.cli.program import Ran, Run
 from tests.inference_node.harness import Node, start_node
+from tests.inference_node.rpc.running_node import running_node
+from tests.inference_node.rpc.scripted_engine import ScriptedEngine
 from tests.inference_node.step_audit import StepAudit, audited_steps
 from tests.inference_node.tattoo import make_tattoo_base
 from tests.inference_node.tiny import make_checkpoint
@@ -38,6 +40,19 @@ def step_audit(every_step: StepAudit) -> Iterator[StepAudit]:
     """
     with every_step.of_one_test() as audit:
         yield audit
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    """What a node serves where only its edge is looked at."""
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def address(engine: ScriptedEngine) -> Iterator[str]:
+    """A node over `engine`, in the clear."""
+    with running_node(engine) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

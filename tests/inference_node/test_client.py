@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -24,21 +23,9 @@ from inference_node.client import (
     TokenLogprob,
     TopLogprob,
 )
-from tests.inference_node.rpc.running_node import running_node
 from tests.inference_node.rpc.scripted_engine import DIGEST, ScriptedEngine, fails, follows, hangs
 
 ADA = Served("default", "ada", "v3", 7, DIGEST)
-
-
-@pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def address(engine: ScriptedEngine) -> Iterator[str]:
-    with running_node(engine) as address:
-        yield address
 
 
 def wait_until_cancelled(engine: ScriptedEngine, request_id: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -17,17 +16,6 @@ from inference_node.request import Failed, OnEvent, Request, Served, Started
 from tests.inference_node.client_calls import noted_metadata
 from tests.inference_node.rpc.running_node import running_node
 from tests.inference_node.rpc.scripted_engine import ScriptedEngine, says, served
-
-
-@pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def address(engine: ScriptedEngine) -> Iterator[str]:
-    with running_node(engine) as address:
-        yield address
 
 
 def test_a_call_that_lost_its_node_behind_a_gateway_may_be_asked_again() -> None:

@@ -21,7 +21,6 @@ from inference_node.client import AsyncClient, Client, link
 from inference_node.client.retries import ATTEMPTS, METHOD_CONFIG, Attempts
 from inference_node.errors import NodeError
 from inference_node.request import Failed, OnEvent, Request
-from tests.inference_node.rpc.running_node import running_node
 from tests.inference_node.rpc.scripted_engine import ScriptedEngine, says
 
 DEADLINE_S = 1.0
@@ -80,17 +79,6 @@ class Away:
             says("at last")(request, emit, cancelled)
         else:
             emit(Failed(self._error, None))
-
-
-@pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def address(engine: ScriptedEngine) -> Iterator[str]:
-    with running_node(engine) as address:
-        yield address
 
 
 async def test_streams_of_both_clients_are_opened_until_they_begin(

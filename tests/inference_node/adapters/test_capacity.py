@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
+from benchmarks.gpu.sizes import EIGHT_B
 from inference_node.adapters.pages import pages_for
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.slots import SlotTable
@@ -22,16 +22,7 @@ MANY = 2000
 ROWS, CONTEXT = 64, 2048
 FOR_ATTENTION = {"gate_proj": 0.01, "down_proj": 0.01}
 META = torch.device("meta")
-LLAMA = LlamaConfig(
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    vocab_size=128256,
-    max_position_embeddings=8192,
-    tie_word_embeddings=False,
-)
+LLAMA = EIGHT_B.config
 
 
 @pytest.fixture(scope="module")

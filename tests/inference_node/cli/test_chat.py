@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +12,6 @@ from inference_node import errors
 from inference_node.request import Delta, OnEvent, Request, Started
 from tests.inference_node.cli.program import Run
 from tests.inference_node.cli.terminal import Terminal
-from tests.inference_node.rpc.running_node import running_node
 from tests.inference_node.rpc.scripted_engine import (
     ScriptedEngine,
     completed,
@@ -34,12 +32,6 @@ def echoes(request: Request, emit: OnEvent, cancelled: threading.Event) -> None:
 @pytest.fixture
 def engine() -> ScriptedEngine:
     return ScriptedEngine(echoes)
-
-
-@pytest.fixture
-def address(engine: ScriptedEngine) -> Iterator[str]:
-    with running_node(engine) as address:
-        yield address
 
 
 def test_a_persona_switches_in_mid_conversation_and_knows_what_was_said(address: str) -> None:

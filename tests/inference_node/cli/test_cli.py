@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +20,6 @@ from tests.inference_node.rpc.authority import Authority
 from tests.inference_node.rpc.running_node import CONFIG, running_node
 from tests.inference_node.rpc.scripted_engine import DIGEST, ScriptedEngine, fails
 from tests.inference_node.rpc.test_status import named_errors
-
-
-@pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def address(engine: ScriptedEngine) -> Iterator[str]:
-    with running_node(engine) as address:
-        yield address
 
 
 def test_an_answer_is_on_stdout_and_who_gave_it_on_stderr(

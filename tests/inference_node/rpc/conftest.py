@@ -17,11 +17,6 @@ CONFIG = ServerConfig(
 
 
 @pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
 async def server(engine: ScriptedEngine) -> AsyncIterator[NodeServer]:
     node = NodeServer(engine, CONFIG)
     await node.start()
