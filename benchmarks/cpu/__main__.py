@@ -175,12 +175,12 @@ def _steady(
     figures = found["figures"]
     if "host_overhead_share" in rows:
         _say("the parts of a step")
-        if ours.facts["layers_in_one_call"]:
+        if ours.facts["steps_in_one_call"]:
             figures["host_overhead_share"], found["step"] = steady.step(
                 ours, plan.shape, floor, repetitions=plan.repetitions
             )
         else:
-            systems.skipped["host_overhead_share"] = "layers are not run by one native call here"
+            systems.skipped["host_overhead_share"] = "steps are not one native call here"
     if "switch_us" in rows:
         _say("switches")
         figures["switch_us"] = steady.switch(

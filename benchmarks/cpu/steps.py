@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from inference_node.engine.loop import EngineLoop
 from inference_node.engine.scheduler import Step
 
@@ -66,7 +64,7 @@ class StepWatch:
             "head_parameters": head.numel(),
             "head_bytes": head.numel() * head.element_size(),
             "kv_bytes_a_token": 2 * sum(k[0, 0].numel() * k.element_size() for k in keys),
-            "layers_in_one_call": self._decoder._fused is not None,
+            "steps_in_one_call": self._decoder._whole is not None,
         }
 
     def parts(
@@ -92,22 +90,9 @@ class StepWatch:
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
-        """While it lasts, steps are timed by the kernels, and the output embedding here."""
-        layers = self._decoder._fused._native.time_parts()
-        head = self._decoder.base.model.get_output_embeddings()
-        forward, spent = head.forward, 0.0
-
-        def timed(x: torch.Tensor) -> torch.Tensor:
-            nonlocal spent
-            began = time.perf_counter()
-            y: torch.Tensor = forward(x)
-            spent += time.perf_counter() - began
-            return y
-
-        head.forward = timed
-        self._spent = lambda: {**layers(), "lm_head": spent}
+        """While it lasts, steps are timed by the kernels."""
+        self._spent = self._decoder._fused.native.time_parts()
         try:
             yield
         finally:
-            del head.forward
             self._spent = dict

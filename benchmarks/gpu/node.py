@@ -18,9 +18,10 @@ from inference_node.kernels.backend import Backend
 from inference_node.kernels.lora import PAGE_RANKS, GroupPool, ModuleMap, SlotPages
 from inference_node.kernels.quant4 import GemmLinear, stacked
 from inference_node.kernels.stopwatch import seconds_on_card
+from inference_node.model.batch import Decoded
 from inference_node.model.checkpoint import ATTENTION, Base
 from inference_node.model.decoder import Decoder
-from inference_node.model.graphs import CudaGraphs, Decoded, DecodeGraphs, Record, Replay, Step
+from inference_node.model.graphs import CudaGraphs, DecodeGraphs, Record, Replay, Step
 from inference_node.model.layer_trial import choose_layers
 from inference_node.model.layers import LoraLinear
 from inference_node.model.static_batch import DecodeRow, StaticSizes

@@ -23,9 +23,9 @@ from inference_node.engine.scheduler import Step, Work
 from inference_node.engine.sequence import Sequence
 from inference_node.kernels.lora import PAGE_RANKS, LoraPlan
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk
-from inference_node.model.batch import ForwardBatch
+from inference_node.model.batch import Decoded, ForwardBatch
 from inference_node.model.decoder import Decoder
-from inference_node.model.graphs import Decoded, DecodeGraphs, Queued, Record, buckets_for
+from inference_node.model.graphs import DecodeGraphs, Queued, Record, buckets_for
 from inference_node.model.layer_trial import Seconds, choose_layers
 from inference_node.model.static_batch import DecodeRow, StaticSizes
 from inference_node.request import TokenScore
@@ -134,14 +134,12 @@ class Runner:
         step = Step(tuple(sorted(step.work, key=self._place)))
         sampling = [item.sequence for item in step.work if item.samples]
         self._decoder.zero_blocks(self._fresh_blocks(step))
-        decoded = self._decode(step)
-        logits = self._decoder.forward(self.batch(step)) if decoded is None else decoded.logits
-        _score_prompts(logits[len(sampling) :], step)
+        decoded = self._decode(step) or self._decoder.decide(self.batch(step))
+        _score_prompts(decoded.logits[len(sampling) :], step)
         for item in step.work:
             item.sequence.cached += item.length
-        logits = logits[: len(sampling)]
-        best = self._decoder.backend.likeliest(logits) if decoded is None else decoded.best
-        tokens = sample(logits, sampling, best)
+        logits = decoded.logits[: len(sampling)]
+        tokens = sample(logits, sampling, decoded.best[: len(sampling)])
         scores = _score_tokens(logits, sampling, tokens)
         return [
             Drawn(sequence, token, scores.get(row))

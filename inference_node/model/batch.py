@@ -1,4 +1,4 @@
-"""The explicit context of one forward pass. Nothing about a step lives anywhere else."""
+"""One forward pass: its explicit context, beside which nothing about it is kept, and its result."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ class ForwardBatch:
     attention: AttentionPlan
     lora: LoraPlan | None
     logit_rows: torch.Tensor  # [sampled] int64, rows whose next token is wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a step gives; that of a captured one is overwritten by the next."""
+
+    logits: torch.Tensor  # [sampled, vocab]
+    best: torch.Tensor  # [sampled] int64: the likeliest token; -1 where logits are not finite

@@ -28,9 +28,9 @@ from inference_node.kernels.quant4 import (
     nf4_linear,
     stacked,
 )
-from inference_node.model.batch import ForwardBatch
+from inference_node.model.batch import Decoded, ForwardBatch
 from inference_node.model.checkpoint import ATTENTION, Base
-from inference_node.model.fused import FusedLayers, fuse
+from inference_node.model.fused import FusedLayers, FusedModel, fuse, fuse_whole
 from inference_node.model.layers import LoraGroup, LoraLinear, NativeHead, StepLora
 from inference_node.model.short import short_layers
 from inference_node.model.trace import AttentionRule
@@ -94,6 +94,7 @@ class Decoder:
         self._replace_linears("nf4" if linears == "auto" else linears)
         self._replace_head()
         self._fused: FusedLayers | None = None
+        self._whole: FusedModel | None = None
         self._short = (
             short_layers(base.model, self.module_map, backend.pointwise, self._cache)
             if backend.pointwise is not None
@@ -203,10 +204,31 @@ class Decoder:
 
         Caches new keys and values.
         """
+        whole = self._at_once(batch)
+        return self._one_by_one(batch) if whole is None else whole.logits
+
+    @torch.inference_mode()
+    def decide(self, batch: ForwardBatch) -> Decoded:
+        """`forward`, and the likeliest token of each wanted row."""
+        whole = self._at_once(batch)
+        if whole is not None:
+            return whole
+        logits = self._one_by_one(batch)
+        return Decoded(logits, self.backend.likeliest(logits))
+
+    def _at_once(self, batch: ForwardBatch) -> Decoded | None:
+        """The step in one native call, if it can be."""
+        if self._fused is None:
+            return None
+        self._fused.begin(batch.lora, batch.attention)
+        if self._whole is None or not self._fused.native.whole:
+            return None
+        return self._whole.forward(batch)
+
+    def _one_by_one(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits by the model's own forward pass, layer after layer."""
         self._cache.begin(batch.attention)
         self._step.begin(batch.lora)
-        if self._fused is not None:
-            self._fused.begin(batch.lora, batch.attention)
         try:
             output = self.base.model(
                 input_ids=batch.token_ids[None],
@@ -232,6 +254,8 @@ class Decoder:
                 attend=self._cache.attend,
                 rules=self._cache.rules,
             )
+            if self._fused is not None:
+                self._whole = fuse_whole(self.base.model, self._fused, self.backend.rows)
 
     def _replace_linears(self, linears: str) -> None:
         model = self.base.model

@@ -1,9 +1,9 @@
-"""Decoder layers of Llama's shape, run by native calls instead of forty operators each.
+"""Models of Llama's shape, run by native calls instead of forty operators a layer.
 
-All layers are one call where every row is attended with a context of its own, and two calls each
-where a step holds long prompts or a window. Embeddings, rotary angles, the last norm and the head
-stay transformers' own. What is replaced is the forward of each layer and the walk over them, where
-every product is a 4-bit one that the native kernels can call, and the result is the same.
+A whole step is one call, from tokens to logits, where every row is attended with a context of its
+own and the model around its layers is of Llama's shape too. Where a step holds long prompts or a
+window, each layer is two calls inside transformers' own forward pass. So it is done where every
+product is a 4-bit one that the native kernels can call, and the result is the same.
 """
 
 from __future__ import annotations
@@ -14,17 +14,25 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from inference_node.kernels.lora import GroupPool, LoraPlan, ModuleMap
-from inference_node.kernels.native import DecoderLayer, DecoderLayers, Library, Product
+from inference_node.kernels.native import (
+    DecoderLayer,
+    DecoderLayers,
+    Library,
+    Product,
+    Surroundings,
+    WholeModel,
+)
 from inference_node.kernels.paged_attention import AttentionPlan
 from inference_node.kernels.quant4 import NativeLinear
+from inference_node.model.batch import Decoded, ForwardBatch
+from inference_node.model.layers import NativeHead
 from inference_node.model.llama import LlamaLayer, llama_layers
 from inference_node.model.trace import AttentionRule
 
-_WALKS = {"LlamaModel", "MistralModel", "Qwen2Model"}
-"""Models that embed, turn positions to angles, walk over their layers and normalise: no more."""
+_MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
+"""Those that embed, walk over their layers, normalise and multiply with their head: no more."""
 
 
 class Angles:
@@ -36,20 +44,19 @@ class Angles:
     def __init__(self) -> None:
         self._cos = self._sin = torch.empty(0, 0)
 
-    def of(
+    def upto(
         self,
-        positions: torch.Tensor,  # [rows] int64, each below `end`
         end: int,
         *,
         embedding: Callable[..., tuple[torch.Tensor, torch.Tensor]],
         like: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # [rows, head_dim], of the type of `like`
-        """What `embedding(like, positions)` computes, without computing it again."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [places, head_dim], of the type of `like`
+        """What `embedding(like, positions)` computes for at least all positions below `end`."""
         if len(self._cos) < end:
-            places = torch.arange(2 * end, device=positions.device)
+            places = torch.arange(2 * end, device=like.device)
             cos, sin = embedding(like, places[None])
             self._cos, self._sin = cos[0].contiguous(), sin[0].contiguous()
-        return self._cos[positions], self._sin[positions]
+        return self._cos, self._sin
 
 
 class FusedLayers:
@@ -57,14 +64,11 @@ class FusedLayers:
 
     def __init__(self, native: DecoderLayers, attend: Any) -> None:
         """`attend(layer, q)` is paged attention over the running step's plan."""
-        self._native = native
+        self.native = native
         self._attend = attend
-        self._angles = Angles()
-        self._longest = 0
 
     def begin(self, lora: LoraPlan | None, attention: AttentionPlan) -> None:
-        self._longest = attention.longest
-        self._native.begin(lora, attention)
+        self.native.begin(lora, attention)
 
     def forward(
         self,
@@ -77,27 +81,31 @@ class FusedLayers:
         """What the layer's own forward computes."""
         x = hidden_states[0]
         cos, sin = position_embeddings
-        q = self._native.before_attention(index, x, cos[0], sin[0])
-        return self._native.after_attention(index, x, self._attend(index, q))[None]
+        q = self.native.before_attention(index, x, cos[0], sin[0])
+        return self.native.after_attention(index, x, self._attend(index, q))[None]
 
-    def walk(
-        self,
-        model: Any,
-        own: Callable[..., BaseModelOutputWithPast],
-        *,
-        input_ids: torch.Tensor,  # [1, rows]
-        position_ids: torch.Tensor,  # [1, rows]
-        **context: Any,
-    ) -> BaseModelOutputWithPast:
-        """What `own`, the forward of the model below the head, computes: in one call, if it can."""
-        if not self._native.whole:
-            return own(input_ids=input_ids, position_ids=position_ids, **context)
-        x = model.embed_tokens(input_ids)
-        cos, sin = self._angles.of(
-            position_ids[0], self._longest, embedding=model.rotary_emb, like=x
+
+class FusedModel:
+    """Whole steps of one model."""
+
+    def __init__(
+        self, native: WholeModel, embedding: Callable[..., Any], like: torch.Tensor
+    ) -> None:
+        """`embedding` turns positions to angles, of the type of `like`."""
+        self.native = native
+        self._embedding, self._like = embedding, like
+        self._angles = Angles()
+
+    def forward(self, batch: ForwardBatch) -> Decoded:
+        """A step whose layers have begun and are `whole`."""
+        cos, sin = self._angles.upto(
+            batch.attention.longest, embedding=self._embedding, like=self._like
         )
-        y = self._native.forward(x[0], cos, sin)
-        return BaseModelOutputWithPast(last_hidden_state=model.norm(y[None]))
+        return Decoded(
+            *self.native.forward(
+                batch.token_ids, batch.positions, batch.logit_rows, cos=cos, sin=sin
+            )
+        )
 
 
 def fuse(
@@ -119,16 +127,29 @@ def fuse(
     layers = [layer for layer in described if layer is not None]
     if not layers or len(layers) < len(described):
         return None
-    native = DecoderLayers(library, layers, *caches, pools)
-    fused = FusedLayers(native, attend)
+    fused = FusedLayers(DecoderLayers(library, layers, *caches, pools), attend)
     for index in range(modules.layers):
         layer = model.get_submodule(f"{modules.head}{index}")
         layer.forward = partial(fused.forward, index)
-    below = model.get_submodule(modules.head.removesuffix(".layers."))
-    if type(below).__name__ in _WALKS:
-        own = type(below).forward.__get__(below)
-        below.forward = partial(fused.walk, below, own)
     return fused
+
+
+def fuse_whole(model: Any, layers: FusedLayers, library: Library) -> FusedModel | None:
+    """All of a model whose layers are fused, or None when it is of another shape around them."""
+    head = model.get_output_embeddings()
+    if type(model).__name__ not in _MODELS or not isinstance(head, NativeHead):
+        return None
+    below, embedding = model.model, model.get_input_embeddings().weight
+    if embedding.dtype != torch.bfloat16 or below.norm.weight.dtype != torch.bfloat16:
+        return None
+    around = Surroundings(
+        embedding=embedding.data,
+        norm=below.norm.weight.data,
+        eps=below.norm.variance_epsilon,
+        head=head.weight.data,
+    )
+    native = WholeModel(library, layers.native, around)
+    return FusedModel(native, below.rotary_emb, like=around.norm)
 
 
 def _native(layer: LlamaLayer, rule: AttentionRule) -> DecoderLayer | None:

@@ -19,7 +19,7 @@ from functools import partial
 import torch
 
 from inference_node.kernels.greedy import likeliest
-from inference_node.model.batch import ForwardBatch
+from inference_node.model.batch import Decoded, ForwardBatch
 from inference_node.model.lane import Lane, Wait, Work, lane_of
 from inference_node.model.static_batch import DecodeRow, StaticBatch, StaticSizes
 
@@ -46,14 +46,6 @@ def buckets_for(max_rows: int) -> tuple[int, ...]:
 def bucket_of(rows: int, buckets: Sequence[int]) -> int | None:
     """The smallest bucket that holds so many rows; None when none does."""
     return next((bucket for bucket in sorted(buckets) if bucket >= rows), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What a captured step gives; both are overwritten by the next one."""
-
-    logits: torch.Tensor  # [rows, vocab] float32
-    best: torch.Tensor  # [rows] int64: the likeliest token; -1 where logits are not finite
 
 
 Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

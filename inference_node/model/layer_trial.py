@@ -13,8 +13,9 @@ from functools import partial
 import torch
 
 from inference_node.kernels.greedy import likeliest
+from inference_node.model.batch import Decoded
 from inference_node.model.decoder import Decoder
-from inference_node.model.graphs import Decoded, Record, Replay
+from inference_node.model.graphs import Record, Replay
 from inference_node.model.static_batch import DecodeRow, StaticBatch, StaticSizes
 
 log = logging.getLogger(__name__)

@@ -165,8 +165,8 @@ def _state(pid: int) -> str:
 
 @pytest.mark.model
 def test_the_parts_of_a_step_are_timed_below_a_running_engine(engine: Engine) -> None:
-    if not engine.watch.model_facts()["layers_in_one_call"]:
-        pytest.skip("layers in one call need AVX512-BF16 and a C compiler")
+    if not engine.watch.model_facts()["steps_in_one_call"]:
+        pytest.skip("steps in one call need AVX512-BF16 and a C compiler")
     names, shape = LOADS["distinct16"].names(), Shape(prompt=8, new=12)
     found = engine.watch.parts(engine, prompts=shape.prompts(16, seed=1), adapters=names, new=12)
     parts = ("base_linears", "attention", "lora", "lm_head")

@@ -7,6 +7,7 @@ machine without a C compiler serves with the references, slower and equally righ
 from inference_node.kernels.native.build import NoCompiler, build
 from inference_node.kernels.native.layers import DecoderLayer, DecoderLayers
 from inference_node.kernels.native.library import Library, load
+from inference_node.kernels.native.model import Surroundings, WholeModel
 from inference_node.kernels.native.structures import Product
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Library",
     "NoCompiler",
     "Product",
+    "Surroundings",
+    "WholeModel",
     "build",
     "load",
 ]

@@ -27,6 +27,7 @@ _SOURCES = (
     "rows.h",
     "greedy.h",
     "layer.h",
+    "model.h",
 )
 _FLAGS = (
     "-O3",

@@ -79,12 +79,20 @@ static inline void dense_panel(bf16 *y, int64_t y_stride, const bf16 *x, const b
 #undef TILES
 }
 
-/* y [rows, out] of x [rows, in] and weight [out, in]; out % 16 == 0, in % 32 == 0. */
-void dense_linear(bf16 *y, const bf16 *x, const bf16 *weight, int64_t rows, int64_t out,
-                  int64_t in) {
-#pragma omp parallel for schedule(static)
+/* y [rows, out] of x [rows, in] and weight [out, in]; out % 16 == 0, in % 32 == 0. The threads of the
+ * region it is called in share the panels.
+ */
+static void dense_product(bf16 *y, const bf16 *x, const bf16 *weight, int64_t rows, int64_t out,
+                          int64_t in) {
+#pragma omp for schedule(static)
     for (int64_t panel = 0; panel < out; panel += OUTPUTS)
         dense_panel(y + panel, out, x, weight + panel * in, in, rows,
                     panel + OUTPUTS < out ? weight + (panel + OUTPUTS) * in : 0);
+}
+
+void dense_linear(bf16 *y, const bf16 *x, const bf16 *weight, int64_t rows, int64_t out,
+                  int64_t in) {
+#pragma omp parallel
+    dense_product(y, x, weight, rows, out, in);
 }
 #endif

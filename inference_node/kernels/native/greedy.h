@@ -1,11 +1,11 @@
 /* best[row]: the first index of the row's largest value; -1 where a value is not finite.
  *
- * logits [rows, width], best [rows].
+ * logits [rows, width], best [rows]. The threads of the region it is called in share the rows.
  */
-void NAME(likeliest)(int64_t *restrict best, const T *restrict logits, int64_t rows,
-                     int64_t width) {
+static void NAME(likeliest_rows)(int64_t *restrict best, const T *restrict logits, int64_t rows,
+                                 int64_t width) {
     const int32_t exponent = 0x7F800000;
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const T *values = logits + row * width;
         vec top = (vec){0} - INFINITY;
@@ -35,4 +35,9 @@ void NAME(likeliest)(int64_t *restrict best, const T *restrict logits, int64_t r
         }
         best[row] = strange ? -1 : found;
     }
+}
+
+void NAME(likeliest)(int64_t *best, const T *logits, int64_t rows, int64_t width) {
+#pragma omp parallel
+    NAME(likeliest_rows)(best, logits, rows, width);
 }

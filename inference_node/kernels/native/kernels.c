@@ -165,3 +165,4 @@ typedef struct {
 #include "rows.h"
 #include "greedy.h"
 #include "layer.h"
+#include "model.h"

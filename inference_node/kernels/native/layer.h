@@ -1,5 +1,5 @@
-/* Llama-shaped decoder layers: all of them in one call, or one in two, for attention that is computed
- * elsewhere: everything before it, everything after.
+/* Llama-shaped decoder layers: what comes before attention and what comes after. Each is a call of its
+ * own where attention is computed elsewhere; model.h makes one call of a whole step.
  *
  * Each product is followed by what the adapters of the step add. Every intermediate is rounded to
  * bfloat16 where transformers' own code rounds it. One team of threads runs a whole call: a loop
@@ -26,20 +26,23 @@ typedef struct {
 typedef struct {
     int64_t rows;
     Routing qkv, o, gate_up, down;
-    const bf16 *cos, *sin; /* [rows, dim] */
+    const bf16 *cos, *sin; /* [places, dim] */
+    const int64_t *position; /* [rows]: of each row among the places; absent: one place a row */
+    int64_t places;
     const int64_t *slots;  /* [rows] */
     const int64_t *table, *context; /* [attended, table_width], [attended]: rows attended after */
     int64_t attended, table_width, block_tokens;
     bf16 *wide, *narrow;   /* scratch: [rows, max(qkv, gate_up)], [rows, max(hidden, inner)] */
-    bf16 *q, *attention, *between; /* scratch of layers_forward: [rows, heads, dim] twice, [rows, hidden] */
-    float *weights;        /* scratch of layers_forward: [threads, heads, weight_tokens] */
+    bf16 *q, *attention;   /* scratch of model.h: [rows, heads, dim] */
+    bf16 *first, *second, *third; /* scratch of model.h: [rows, hidden] */
+    float *weights;        /* scratch of model.h: [threads, heads, weight_tokens] */
     int64_t weight_tokens; /* at least the longest context, a multiple of 16 */
     float *h;              /* scratch: [pairs, slices, RANKS] of the largest group */
     double *spent;         /* [PARTS] seconds, added to by the first thread; may be absent */
 } Step;
 
 /* What the time of a step is told apart by: PARTS of structures.py. */
-enum { BASE_LINEARS, ADAPTERS, ATTENTION };
+enum { BASE_LINEARS, ADAPTERS, ATTENTION, HEAD };
 
 /* A part that began at `since` has ended: when the next one begins. */
 static inline double spend(const Step *step, int part, double since) {
@@ -166,7 +169,8 @@ static void before_attention(const Layer *layer, const Step *step, const bf16 *x
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < step->rows; row++) {
         const bf16 *made = step->wide + row * width;
-        const bf16 *cos = step->cos + row * dim, *sin = step->sin + row * dim;
+        int64_t place = (step->position ? step->position[row] : row) * dim;
+        const bf16 *cos = step->cos + place, *sin = step->sin + place;
         int64_t slot = step->slots[row] * kv_heads * dim;
         for (int64_t head = 0; head < heads; head++)
             rotate(q + (row * heads + head) * dim, made + head * dim, cos, sin, dim);
@@ -216,33 +220,5 @@ void layer_after_attention(const Layer *layer, const Step *step, const bf16 *x,
                            const bf16 *attention, bf16 *y) {
 #pragma omp parallel
     after_attention(layer, step, x, attention, y, 0);
-}
-
-/* y [rows, hidden]: what `count` layers make of x, one after the other. All rows are attended, each with
- * its own context: step->attended == step->rows.
- *
- * The keys and values of a layer are asked for during the product that ends the one before it, which
- * is long enough, unless adapter pages are asked for there.
- */
-void layers_forward(const Layer *layers, int64_t count, const Step *step, const bf16 *x, bf16 *y) {
-    int early = !step->down.tiles;
-#pragma omp parallel
-    {
-        const bf16 *in = x;
-        for (int64_t i = 0; i < count; i++) {
-            const Layer *layer = layers + i;
-            bf16 *out = (count - i) % 2 ? y : step->between;
-            before_attention(layer, step, in, step->q, early && i ? 0 : layer);
-            double began = begin_part(step);
-            attend_rows_bf16(step->attention, step->q, layer->k, layer->v, step->rows,
-                             layer->kv_heads, layer->heads / layer->kv_heads, layer->dim,
-                             step->block_tokens, step->table, step->table_width, step->context,
-                             layer->scale, step->weights, step->weight_tokens);
-            spend(step, ATTENTION, began);
-            after_attention(layer, step, in, step->attention, out,
-                            early && i + 1 < count ? layer + 1 : 0);
-            in = out;
-        }
-    }
 }
 #endif

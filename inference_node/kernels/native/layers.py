@@ -67,7 +67,7 @@ class DecoderLayers:
         self._library = library
         self._kept = (tuple(layers), tuple(k_caches), tuple(v_caches), tuple(pools))
         self._outs = [(INT * pool.shape.slices)(*pool.shape.out_features) for pool in pools]
-        self._layers = (Layer * len(layers))(
+        self.structures = (Layer * len(layers))(
             *(
                 self._layer(index, layer, k, v)
                 for index, (layer, k, v) in enumerate(zip(layers, k_caches, v_caches, strict=True))
@@ -82,7 +82,7 @@ class DecoderLayers:
         self._wide = max(first.products[0].out_features, first.products[2].out_features)
         self._narrow = max(self.hidden, first.products[3].in_features)
         self._slices = max(pool.shape.slices for pool in pools)
-        self._step = Step(block_tokens=k_caches[0].shape[1])
+        self.step = Step(block_tokens=k_caches[0].shape[1])
         self._during: tuple[object, ...] = ()
         self._timed: object = None
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
@@ -90,7 +90,7 @@ class DecoderLayers:
 
     def begin(self, lora: LoraPlan | None, attention: AttentionPlan) -> None:
         """Describe the step whose layers run next."""
-        step, rows = self._step, attention.slots.shape[0]
+        step, rows = self.step, attention.slots.shape[0]
         self._during = (lora, attention)
         step.rows = rows
         step.slots = attention.slots.data_ptr()
@@ -99,7 +99,7 @@ class DecoderLayers:
             attention.decode_contexts.data_ptr(),
         )
         step.attended, step.table_width = attention.decode_blocks.shape
-        step.cos = step.sin = None
+        step.cos = step.sin = step.position = None
         self._share_scratch(rows)
         pairs = 0
         for index, name in enumerate(GROUPS):
@@ -113,36 +113,19 @@ class DecoderLayers:
             self._h = torch.empty(pairs * self._slices * PAGE_RANKS)
         step.h = self._h.data_ptr()
 
+    @property
+    def whole(self) -> bool:
+        """Whether every row of the step is attended here, with a context of its own."""
+        return self._attends and self.step.attended == self.step.rows
+
     def time_parts(self) -> Callable[[], dict[str, float]]:
         """From now on steps are timed; the seconds that each of PARTS took since this call.
 
         Those of the thread that calls, waiting for the others at the end of each part included.
         """
         spent = (ctypes.c_double * len(PARTS))()
-        self._timed, self._step.spent = spent, ctypes.addressof(spent)
+        self._timed, self.step.spent = spent, ctypes.addressof(spent)
         return lambda: dict(zip(PARTS, spent, strict=True))
-
-    @property
-    def whole(self) -> bool:
-        """Whether the step can run as one call: every row is attended with a context of its own."""
-        return self._attends and self._step.attended == self._step.rows
-
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """The last layer's output [rows, hidden], from the first one's input; if `whole`.
-
-        cos, sin [rows, head_dim]. Raises ValueError on another shape or type.
-        """
-        if not self.whole:
-            raise ValueError("some rows of the step are attended elsewhere")
-        self._look_at(x, cos, sin)
-        step, y = self._step, torch.empty_like(x)
-        step.weights, step.weight_tokens = self._library.attention_scratch(
-            self.heads, places=step.table_width * step.block_tokens
-        )
-        self._library.layers_forward(
-            self._layers, len(self._layers), ctypes.byref(step), x.data_ptr(), y.data_ptr()
-        )
-        return y
 
     def before_attention(
         self, layer: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
@@ -151,12 +134,15 @@ class DecoderLayers:
 
         cos, sin [rows, head_dim]. Raises ValueError on another shape or type.
         """
-        self._look_at(x, cos, sin)
-        rows = self._step.rows
+        rows = self.step.rows
+        check(x, (rows, self.hidden))
+        for angles in (cos, sin):
+            check(angles, (rows, self.head_dim))
+        self.step.cos, self.step.sin = cos.data_ptr(), sin.data_ptr()
         q = x.new_empty(rows, self.heads, self.head_dim)
         self._library.layer_call("layer_before_attention", rows=rows)(
-            ctypes.byref(self._layers[layer]),
-            ctypes.byref(self._step),
+            ctypes.byref(self.structures[layer]),
+            ctypes.byref(self.step),
             x.data_ptr(),
             q.data_ptr(),
         )
@@ -164,25 +150,18 @@ class DecoderLayers:
 
     def after_attention(self, layer: int, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """The layer's output [rows, hidden], from its input and attention's output."""
-        rows = self._step.rows
-        _check(x, (rows, self.hidden))
-        _check(attended, (rows, self.heads, self.head_dim))
+        rows = self.step.rows
+        check(x, (rows, self.hidden))
+        check(attended, (rows, self.heads, self.head_dim))
         y = torch.empty_like(x)
         self._library.layer_call("layer_after_attention", rows=rows)(
-            ctypes.byref(self._layers[layer]),
-            ctypes.byref(self._step),
+            ctypes.byref(self.structures[layer]),
+            ctypes.byref(self.step),
             x.data_ptr(),
             attended.data_ptr(),
             y.data_ptr(),
         )
         return y
-
-    def _look_at(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        rows = self._step.rows
-        _check(x, (rows, self.hidden))
-        for angles in (cos, sin):
-            _check(angles, (rows, self.head_dim))
-        self._step.cos, self._step.sin = cos.data_ptr(), sin.data_ptr()
 
     def _share_scratch(self, rows: int) -> None:
         attended = self.heads * self.head_dim
@@ -191,23 +170,25 @@ class DecoderLayers:
             "narrow": self._narrow,
             "q": attended,
             "attention": attended,
-            "between": self.hidden,
+            "first": self.hidden,
+            "second": self.hidden,
+            "third": self.hidden,
         }
         needed = rows * sum(widths.values())
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed, dtype=torch.bfloat16)
         at = self._scratch.data_ptr()
         for name, width in widths.items():
-            setattr(self._step, name, at)
+            setattr(self.step, name, at)
             at += rows * width * self._scratch.element_size()
 
     def _layer(self, index: int, layer: DecoderLayer, k: torch.Tensor, v: torch.Tensor) -> Layer:
         kv_heads, dim = k.shape[2:]
         inner = layer.products[3].in_features
         for cache in (k, v):
-            _check(cache, (*k.shape[:2], kv_heads, layer.head_dim))
+            check(cache, (*k.shape[:2], kv_heads, layer.head_dim))
         for norm in layer.norms:
-            _check(norm, (self.hidden,))
+            check(norm, (self.hidden,))
         wanted = (
             (self.hidden, (self.heads + 2 * kv_heads) * dim),
             (self.heads * dim, self.hidden),
@@ -245,7 +226,7 @@ def _group(product: Product, pool: GroupPool, outs: object, layer: int) -> Group
     if (shape.in_features, shape.out_total) != (product.in_features, product.out_features):
         raise ValueError(f"adapter pages of {shape} beside a product of another size")
     for tensor in (pool.a, pool.b):
-        _check(tensor, tuple(tensor.shape))
+        check(tensor, tuple(tensor.shape))
     size = pool.a.element_size()
     return Group(
         product=product,
@@ -258,7 +239,8 @@ def _group(product: Product, pool: GroupPool, outs: object, layer: int) -> Group
     )
 
 
-def _check(tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+def check(tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for another shape or type, or what lies apart."""
     if tensor.shape != shape or tensor.dtype != torch.bfloat16 or not tensor.is_contiguous():
         raise ValueError(
             f"expected contiguous bfloat16 {shape}, got {tensor.dtype} {tuple(tensor.shape)}"

@@ -2,7 +2,7 @@
 
 Calls keep the interpreter lock: they take microseconds, and a thread that lets go of the lock may
 wait milliseconds to have it back. Those of `nf4.h` and `layer.h` let go of it when there are many
-rows, or all layers.
+rows; that of `model.h` always does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ _PRODUCT_SIGNATURES: dict[str, list[type]] = {
     "dense_linear": [*[_PTR] * 3, *[_INT] * 3],
     "layer_before_attention": [_PTR] * 4,
     "layer_after_attention": [_PTR] * 5,
-    "layers_forward": [_PTR, _INT, *[_PTR] * 3],
+    "model_forward": [_PTR] * 3,
 }
 FEW_ROWS = 64
 """Calls over up to this many rows take about a millisecond and keep the interpreter lock."""
@@ -58,12 +59,13 @@ class Library:
                 call.argtypes, call.restype = arguments, None
                 self._calls[name, dtype] = call
         self.multiplies_nf4 = hasattr(self._object, "nf4_linear")
-        """Whether the functions of `nf4.h`, `dense.h` and `layer.h` exist on this processor."""
-        self._product_calls: dict[tuple[str, bool], Callable[..., None]] = {}
+        """Whether what needs AVX512-BF16 exists: `nf4.h`, `dense.h`, `layer.h`, `model.h`."""
+        self._product_calls: dict[tuple[str, bool], Callable[..., Any]] = {}
         for few, handle in ((True, self._object), (False, ctypes.CDLL(str(path)))):
             for name, arguments in _PRODUCT_SIGNATURES.items() if self.multiplies_nf4 else ():
                 call = getattr(handle, name)
-                call.argtypes, call.restype = arguments, None
+                call.argtypes = arguments
+                call.restype = ctypes.c_int if name == "model_forward" else None
                 self._product_calls[name, few] = call
         self._scratch = torch.empty(0)
 
@@ -72,9 +74,9 @@ class Library:
         return self._product_calls[name, rows <= FEW_ROWS]
 
     @property
-    def layers_forward(self) -> Callable[..., None]:
-        """All layers of a step: milliseconds, in which other threads of the interpreter go on."""
-        return self._product_calls["layers_forward", False]
+    def model_forward(self) -> Callable[..., int]:
+        """A whole step: milliseconds, in which other threads of the interpreter go on."""
+        return self._product_calls["model_forward", False]
 
     def attention_scratch(self, heads: int, *, places: int) -> tuple[int, int]:
         """Where attention over up to `places` keys keeps its weights until the next call of this.

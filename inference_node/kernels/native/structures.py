@@ -1,4 +1,4 @@
-"""The structures of `kernels.c`, `nf4.h` and `layer.h`, field by field in their order."""
+"""The structures of the C kernels, field by field in their order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from inference_node.kernels.lora.contract import RowPages
 
 PTR, INT = ctypes.c_void_p, ctypes.c_int64
 GROUPS = ("qkv", "o", "gate_up", "down")
-PARTS = ("base_linears", "lora", "attention")
-"""What the time of a step's layers is told apart by; norms, angles and activations are none."""
+PARTS = ("base_linears", "lora", "attention", "lm_head")
+"""What the time of a step is told apart by; norms, angles and activations are none."""
 
 
 class Routing(ctypes.Structure):
@@ -68,9 +68,30 @@ class Step(ctypes.Structure):
     _fields_ = [
         ("rows", INT),
         *((name, Routing) for name in GROUPS),
-        *((name, PTR) for name in ("cos", "sin", "slots", "table", "context")),
+        *((name, PTR) for name in ("cos", "sin", "position")),
+        ("places", INT),
+        *((name, PTR) for name in ("slots", "table", "context")),
         *((name, INT) for name in ("attended", "table_width", "block_tokens")),
-        *((name, PTR) for name in ("wide", "narrow", "q", "attention", "between", "weights")),
+        *((name, PTR) for name in ("wide", "narrow", "q", "attention")),
+        *((name, PTR) for name in ("first", "second", "third", "weights")),
         ("weight_tokens", INT),
         *((name, PTR) for name in ("h", "spent")),
+    ]
+
+
+class Model(ctypes.Structure):
+    _fields_ = [
+        ("layers", ctypes.POINTER(Layer)),
+        ("count", INT),
+        ("vocabulary", INT),
+        *((name, PTR) for name in ("embedding", "head", "norm")),
+        ("eps", ctypes.c_float),
+    ]
+
+
+class Ends(ctypes.Structure):
+    _fields_ = [
+        *((name, PTR) for name in ("tokens", "wanted")),
+        ("sampled", INT),
+        *((name, PTR) for name in ("logits", "best")),
     ]

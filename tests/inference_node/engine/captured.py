@@ -14,7 +14,8 @@ from inference_node.kernels.backend import Backend
 from inference_node.kernels.lora import GroupPool, RowPages, expand_add_rows, shrink_rows
 from inference_node.kernels.pointwise import REFERENCE
 from inference_node.model import graphs as graphs_module
-from inference_node.model.graphs import Decoded, DecodeGraphs, Draw, Queued, Step
+from inference_node.model.batch import Decoded
+from inference_node.model.graphs import DecodeGraphs, Draw, Queued, Step
 from inference_node.model.lane import Lane, Wait, Work
 from inference_node.model.static_batch import DecodeRow
 

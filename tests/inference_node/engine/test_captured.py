@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from inference_node.engine import build as build_module
-from inference_node.model.graphs import Decoded, DecodeGraphs, Step
+from inference_node.model.batch import Decoded
+from inference_node.model.graphs import DecodeGraphs, Step
 from inference_node.model.lane import AtOnce
 from inference_node.model.static_batch import DecodeRow, StaticBatch, StaticSizes
 from inference_node.request import Sampling

@@ -1,4 +1,4 @@
-"""Layers run by native calls compute what transformers' own layers do."""
+"""Layers and steps run by native calls compute what transformers' own layers do."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from inference_node.config import EngineConfig
 from inference_node.kernels.backend import Backend, RowKernels, choose
-from inference_node.kernels.native import DecoderLayers, NoCompiler
+from inference_node.kernels.greedy import likeliest
+from inference_node.kernels.lora import LoraPlan
+from inference_node.kernels.native import DecoderLayers, NoCompiler, WholeModel
 from inference_node.kernels.quant4 import multiplies_bfloat16
+from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import load_base
 from inference_node.model.decoder import Decoder
 from inference_node.model.fused import Angles
@@ -38,6 +41,9 @@ ALL = 100
 """Tokens: more than any prompt here has."""
 TOLERANCE = 2.0**-8
 """Of a row of logits: sums in another order, rounded to bfloat16 now and then to the other side."""
+
+SPARE = 1
+"""A token that no step of these tests holds."""
 
 pytestmark = pytest.mark.skipif(not multiplies_bfloat16(CPU), reason="layers in C need AVX512-BF16")
 
@@ -92,12 +98,64 @@ def test_layers_through_native_calls_give_the_logits_of_the_models_own(
 def test_a_step_is_one_call_where_every_row_has_its_own_context(
     twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unexpected(*_: Any) -> torch.Tensor:
-        raise AssertionError("a layer of its own")
+    def unexpected(*_: Any, **__: Any) -> torch.Tensor:
+        raise AssertionError("not one call, or one call of what sees a window")
 
-    plain = twin.native.by_row > 1
-    monkeypatch.setattr(DecoderLayers, "before_attention" if plain else "forward", unexpected)
+    if twin.native.by_row > 1:
+        monkeypatch.setattr(DecoderLayers, "before_attention", unexpected)
+    else:
+        monkeypatch.setattr(WholeModel, "forward", unexpected)
     twin.logits(twin.native, by_row=ALL)
+
+
+@pytest.mark.parametrize("by_row", [1, ALL], ids=["prompts apart", "row by row"])
+@pytest.mark.parametrize("adapters", [True, False], ids=["adapters", "none"])
+def test_rows_that_nobody_asks_for_change_nothing(
+    twin: Twin, by_row: int, adapters: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not adapters:
+        monkeypatch.setattr(LoraPlan, "build", lambda *_, **__: None)
+    expected = twin.logits(twin.native, by_row=by_row)
+    forward = twin.native.forward
+
+    def few(batch: ForwardBatch) -> torch.Tensor:
+        return forward(replace(batch, logit_rows=batch.logit_rows[2::3].clone()))
+
+    monkeypatch.setattr(twin.native, "forward", few)
+    found = twin.logits(twin.native, by_row=by_row)
+    assert torch.equal(found, torch.cat([expected[:18][2::3], expected[18:][2::3]]))
+
+
+def test_the_likeliest_tokens_are_those_of_the_logits(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decided(batch: ForwardBatch) -> torch.Tensor:
+        decoded = twin.native.decide(batch)
+        assert torch.equal(decoded.best, likeliest(decoded.logits))
+        return decoded.logits
+
+    expected = twin.logits(twin.native, by_row=ALL)
+    monkeypatch.setattr(twin.native, "forward", decided)
+    assert torch.equal(twin.logits(twin.native, by_row=ALL), expected)
+
+
+@pytest.mark.parametrize("index", ["token_ids", "positions", "logit_rows"])
+@pytest.mark.parametrize("value", [-1, 1000])
+def test_an_index_out_of_its_range_is_refused_before_memory_is_read(
+    twin: Twin, index: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if twin.native.by_row == 1:
+        pytest.skip("a window: its steps are never one call")
+    forward = twin.native.forward
+
+    def out_of_range(batch: ForwardBatch) -> torch.Tensor:
+        indices = getattr(batch, index).clone()
+        indices[1] = value
+        return forward(replace(batch, **{index: indices}))
+
+    monkeypatch.setattr(twin.native, "forward", out_of_range)
+    with pytest.raises(ValueError, match="out of its range"):
+        twin.logits(twin.native, by_row=ALL)
 
 
 def test_angles_that_are_kept_are_those_of_the_model() -> None:
@@ -105,34 +163,37 @@ def test_angles_that_are_kept_are_those_of_the_model() -> None:
     like, angles = torch.empty(1, dtype=torch.bfloat16), Angles()
     for end in (5, 7, 100):
         positions = torch.randperm(end)
-        found = angles.of(positions, end, embedding=embedding, like=like)
+        found = angles.upto(end, embedding=embedding, like=like)
         for kept, own in zip(found, embedding(like, positions[None]), strict=True):
-            assert torch.equal(kept, own[0])
+            assert torch.equal(kept[positions], own[0])
 
 
-@pytest.mark.parametrize("fault", ["angles", "scale", "order"])
-def test_control_layers_in_one_call_that_are_subtly_wrong_are_seen(
+@pytest.mark.parametrize("fault", ["angles", "scale", "order", "norm"])
+def test_control_a_step_in_one_call_that_is_subtly_wrong_is_seen(
     twin: Twin, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if twin.native.by_row == 1:
-        pytest.skip("a window: its layers are never one call")
-    forward = DecoderLayers.forward
+        pytest.skip("a window: its steps are never one call")
+    forward = WholeModel.forward
 
-    def wrong(self: Any, x: Any, cos: Any, sin: Any) -> torch.Tensor:
-        return forward(self, x, cos, -sin if fault == "angles" else sin)
+    def wrong(self: Any, *indices: Any, cos: Any, sin: Any) -> Any:
+        return forward(self, *indices, cos=cos, sin=-sin if fault == "angles" else sin)
 
-    monkeypatch.setattr(DecoderLayers, "forward", wrong)
-    assert twin.native._fused is not None
-    layers = twin.native._fused._native._layers
-    kept = type(layers).from_buffer_copy(layers)
+    monkeypatch.setattr(WholeModel, "forward", wrong)
+    whole = twin.native._whole
+    assert whole is not None
+    model, layers = whole.native._model, whole.native._layers.structures
+    kept, norm = type(layers).from_buffer_copy(layers), model.norm
     if fault == "scale":
         layers[1].scale *= 2
     if fault == "order":
         layers[0], layers[1] = kept[1], kept[0]
+    if fault == "norm":
+        model.norm = layers[1].norm_after
     try:
         found = twin.logits(twin.native, by_row=ALL)
     finally:
-        layers[:] = kept[:]
+        layers[:], model.norm = kept[:], norm
     assert distance(found, twin.logits(twin.plain, by_row=ALL)) > 2 * TOLERANCE
 
 
@@ -152,7 +213,7 @@ def test_control_a_layer_that_is_subtly_wrong_is_seen(
 
     def adapters(self: Any, lora: Any, attention: Any) -> None:
         begin(self, lora, attention)
-        self._step.down.tiles = 0
+        self.step.down.tiles = 0
 
     if fault == "adapters":
         monkeypatch.setattr(DecoderLayers, "begin", adapters)
@@ -169,18 +230,27 @@ def test_a_cache_that_is_made_anew_is_the_one_that_is_used(twin: Twin) -> None:
 
 
 @pytest.mark.parametrize("by_row", [1, ALL], ids=["prompts apart", "row by row"])
-def test_a_row_that_is_not_finite_spoils_no_other_sequence(twin: Twin, by_row: int) -> None:
+def test_a_row_that_is_not_finite_spoils_no_other_sequence(
+    twin: Twin, by_row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clean = twin.logits(twin.native, by_row=by_row)
-    embedding = twin.native.base.model.get_input_embeddings()
+    forward = twin.native.forward
+    weight = twin.native.base.model.get_input_embeddings().weight.data
+    assert weight.data_ptr() != twin.native.base.model.lm_head.weight.data_ptr()
+    kept = weight[SPARE].clone()
+    weight[SPARE] = torch.nan
 
-    def poison(_: Any, __: Any, x: torch.Tensor) -> None:
-        x[0, -1] = torch.nan
+    def poisoned(batch: ForwardBatch) -> torch.Tensor:
+        assert SPARE not in batch.token_ids
+        tokens = batch.token_ids.clone()
+        tokens[-1] = SPARE
+        return forward(replace(batch, token_ids=tokens))
 
-    poisoned = embedding.register_forward_hook(poison)
+    monkeypatch.setattr(twin.native, "forward", poisoned)
     try:
         found = twin.logits(twin.native, by_row=by_row)
     finally:
-        poisoned.remove()
+        weight[SPARE] = kept
     # Attention spreads it over its own sequence: the last three rows of 18, and the last of 4.
     own = torch.tensor([False] * 15 + [True] * 3 + [False] * 3 + [True])
     assert found[17].isnan().all()

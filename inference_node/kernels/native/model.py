@@ -1,0 +1,84 @@
+"""The structures of `model.h`, filled from tensors: all of a model, for steps in one call."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from inference_node.kernels.native import structures
+from inference_node.kernels.native.layers import DecoderLayers, check
+from inference_node.kernels.native.library import Library
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The tensors of a model around its layers, bfloat16."""
+
+    embedding: torch.Tensor  # [vocabulary, hidden]
+    norm: torch.Tensor  # [hidden]: after the last layer
+    eps: float
+    head: torch.Tensor  # [vocabulary, hidden]
+
+
+class WholeModel:
+    """A model over its layers' caches and pools; used by one thread."""
+
+    def __init__(self, library: Library, layers: DecoderLayers, around: Surroundings) -> None:
+        """Raises ValueError when sizes or types do not fit together."""
+        vocabulary = around.head.shape[0]
+        for each in (around.embedding, around.head):
+            check(each, (vocabulary, layers.hidden))
+        check(around.norm, (layers.hidden,))
+        if vocabulary % 16 or layers.hidden % 32:
+            raise ValueError(f"a head of {vocabulary} by {layers.hidden} is not whole panels")
+        self._library, self._layers, self._around = library, layers, around
+        self._model = structures.Model(
+            layers=layers.structures,
+            count=len(layers.structures),
+            vocabulary=vocabulary,
+            embedding=around.embedding.data_ptr(),
+            head=around.head.data_ptr(),
+            norm=around.norm.data_ptr(),
+            eps=around.eps,
+        )
+
+    def forward(
+        self,
+        tokens: torch.Tensor,  # [rows] int64
+        positions: torch.Tensor,  # [rows] int64
+        wanted: torch.Tensor,  # [sampled] int64, each a row, none twice
+        *,
+        cos: torch.Tensor,  # [places, head_dim] bfloat16: of all positions up to the last
+        sin: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [sampled, vocabulary] and `greedy.likeliest` of them, for a step that is `whole`.
+
+        Raises ValueError on another shape or type, and on indices that are out of their range.
+        """
+        layers, step = self._layers, self._layers.step
+        sampled = wanted.numel()
+        if not layers.whole or sampled > step.rows:
+            raise ValueError("a step with rows that are attended elsewhere, or wanted twice")
+        for index, most in ((tokens, step.rows), (positions, step.rows), (wanted, sampled)):
+            if index.shape != (most,) or index.dtype != torch.int64 or not index.is_contiguous():
+                raise ValueError(f"expected {most} int64 in a row, got {index.dtype} {index.shape}")
+        for angles in (cos, sin):
+            check(angles, (cos.shape[0], layers.head_dim))
+        step.cos, step.sin, step.places = cos.data_ptr(), sin.data_ptr(), cos.shape[0]
+        step.position = positions.data_ptr()
+        step.weights, step.weight_tokens = self._library.attention_scratch(
+            layers.heads, places=step.table_width * step.block_tokens
+        )
+        logits = cos.new_empty(sampled, self._model.vocabulary)
+        best = torch.empty(sampled, dtype=torch.int64)
+        ends = structures.Ends(
+            tokens.data_ptr(), wanted.data_ptr(), sampled, logits.data_ptr(), best.data_ptr()
+        )
+        done = self._library.model_forward(
+            ctypes.byref(self._model), ctypes.byref(step), ctypes.byref(ends)
+        )
+        if not done:
+            raise ValueError("a token, a position or a wanted row is out of its range")
+        return logits, best
