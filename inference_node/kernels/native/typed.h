@@ -18,19 +18,24 @@ static inline NAME(dot_vec) NAME(load_dot)(const T *from) {
 
 /* For `rows` rows, a constant where it is inlined, and all ranks of one page:
  * h[row, r] = scale * dot(x[row], a[r])
+ *
+ * next: what is read after a, as much of it; asked for meanwhile.
  */
 static inline __attribute__((always_inline)) void NAME(shrink_rows)(
     float *restrict h, int64_t h_stride, const T *restrict x, int64_t x_stride,
-    const T *restrict a, int64_t in, const int rows, float scale) {
+    const T *restrict a, const T *next, int64_t in, const int rows, float scale) {
     enum { AT_ONCE = 4 };
     for (int r = 0; r < RANKS; r += AT_ONCE) {
-        const T *as = a + r * in;
+        const T *as = a + r * in, *later = next + r * in;
         vec sums[AT_ONCE][4] = {0};
         float total[AT_ONCE][4];
         int64_t i = 0;
         for (; i + NAME(DOT) <= in; i += NAME(DOT)) {
             NAME(dot_vec) columns[AT_ONCE];
-            for (int k = 0; k < AT_ONCE; k++) columns[k] = NAME(load_dot)(as + k * in + i);
+            for (int k = 0; k < AT_ONCE; k++) {
+                __builtin_prefetch(later + k * in + i, 0, 2);
+                columns[k] = NAME(load_dot)(as + k * in + i);
+            }
             for (int row = 0; row < rows; row++) {
                 NAME(dot_vec) v = NAME(load_dot)(x + row * x_stride + i);
                 for (int k = 0; k < AT_ONCE; k++) sums[k][row] = NAME(dot)(sums[k][row], v, columns[k]);
@@ -62,21 +67,31 @@ static void NAME(shrink)(float *restrict h, const T *restrict x, int64_t x_strid
     const int32_t *tile = routing->tile, *first = routing->first;
     const int32_t *row = routing->row, *page = routing->page;
     const float *scale = routing->scale;
+    int32_t pairs = first[tile[routing->tiles]];
+    /* A task is a tile, which reads its pages from end to end, or one slice of it where there are few. */
+    int64_t at_once = routing->tiles >= 2 * threads() ? slices : 1, parts = slices / at_once;
 #pragma omp for schedule(static) nowait
-    for (int64_t task = 0; task < routing->tiles * slices; task++) {
-        int64_t t = task / slices, slice = task % slices;
+    for (int64_t task = 0; task < routing->tiles * parts; task++) {
+        int64_t t = task / parts, from = task % parts * at_once;
         int32_t run = tile[t], end = tile[t + 1];
         int64_t pages = first[run + 1] - first[run], h_stride = pages * slices * RANKS;
-        for (; run < end; run += end - run >= 4 ? 4 : 1)
+        for (int32_t rows; run < end; run += rows) {
+            rows = end - run >= 4 ? 4 : 1;
             for (int32_t pair = first[run]; pair < first[run + 1]; pair++) {
+                int32_t after = pair + 1 < first[run + 1] ? pair + 1 : first[run + rows];
                 const T *xs = x + row[pair] * x_stride;
-                const T *as = a + page[pair] * a_stride + slice * RANKS * in;
-                float *hs = h + (pair * slices + slice) * RANKS;
-                if (end - run >= 4)
-                    NAME(shrink_rows)(hs, h_stride, xs, x_stride, as, in, 4, scale[pair]);
-                else
-                    NAME(shrink_rows)(hs, h_stride, xs, x_stride, as, in, 1, scale[pair]);
+                const T *later = a + page[after < pairs ? after : pair] * a_stride;
+                for (int64_t slice = from; slice < from + at_once; slice++) {
+                    const T *as = a + page[pair] * a_stride + slice * RANKS * in;
+                    const T *next = later + slice * RANKS * in;
+                    float *hs = h + (pair * slices + slice) * RANKS;
+                    if (rows == 4)
+                        NAME(shrink_rows)(hs, h_stride, xs, x_stride, as, next, in, 4, scale[pair]);
+                    else
+                        NAME(shrink_rows)(hs, h_stride, xs, x_stride, as, next, in, 1, scale[pair]);
+                }
             }
+        }
     }
 }
 
@@ -86,27 +101,33 @@ void NAME(lora_shrink)(float *h, const T *x, int64_t x_stride, const T *a, int64
     NAME(shrink)(h, x, x_stride, a, a_stride, slices, in, routing);
 }
 
-enum { NAME(TILE) = 512 };
+enum { NAME(TILE) = 8192 };
 
-/* For `rows` rows, a constant where it is inlined: sum[row, i] += sum over r of h[row, r] * b[r, i] */
+/* For `rows` rows, a constant where it is inlined: sum[row, i] += sum over r of h[row, r] * b[r, i]
+ *
+ * sum_stride elements between rows of sum; next: what is read after b, as much of it; asked for meanwhile.
+ */
 static inline __attribute__((always_inline)) void NAME(expand_rows)(
-    float *restrict sum, const float *restrict h, int64_t h_stride, const T *restrict b,
-    int64_t width, int64_t count, const int rows) {
+    float *restrict sum, int64_t sum_stride, const float *restrict h, int64_t h_stride,
+    const T *restrict b, const T *next, int64_t width, int64_t count, const int rows) {
     int64_t i = 0;
     for (; i + 16 <= count; i += 16) {
         vec ups[RANKS];
-        for (int r = 0; r < RANKS; r++) ups[r] = NAME(load16)(b + r * width + i);
+        for (int r = 0; r < RANKS; r++) {
+            if (i % 32 == 0) __builtin_prefetch(next + r * width + i, 0, 2);
+            ups[r] = NAME(load16)(b + r * width + i);
+        }
         for (int row = 0; row < rows; row++) {
             vec v;
-            memcpy(&v, sum + row * NAME(TILE) + i, sizeof v);
+            memcpy(&v, sum + row * sum_stride + i, sizeof v);
             for (int r = 0; r < RANKS; r++) v += h[row * h_stride + r] * ups[r];
-            memcpy(sum + row * NAME(TILE) + i, &v, sizeof v);
+            memcpy(sum + row * sum_stride + i, &v, sizeof v);
         }
     }
     for (; i < count; i++)
         for (int row = 0; row < rows; row++)
             for (int r = 0; r < RANKS; r++)
-                sum[row * NAME(TILE) + i] += h[row * h_stride + r] * LOAD(b[r * width + i]);
+                sum[row * sum_stride + i] += h[row * h_stride + r] * LOAD(b[r * width + i]);
 }
 
 /* y[row, o] += sum over the row's pairs and ranks of h[pair, slice of o, r] * b[page[pair], r, o]
@@ -120,41 +141,43 @@ static void NAME(expand_add)(T *restrict y, int64_t y_stride, const float *restr
                              const int64_t *restrict outs, const Routing *routing) {
     const int32_t *tile = routing->tile, *first = routing->first;
     const int32_t *row = routing->row, *page = routing->page;
-    int64_t strips = 0, width = 0;
+    int32_t pairs = first[tile[routing->tiles]];
+    int64_t strips = 0, width = 0, wide = NAME(TILE) / 4;
     for (int64_t slice = 0; slice < slices; slice++) {
-        strips += (outs[slice] + NAME(TILE) - 1) / NAME(TILE);
+        strips += (outs[slice] + wide - 1) / wide;
         width += outs[slice];
     }
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < routing->tiles * strips; task++) {
         int64_t t = task / strips, strip = task % strips, slice = 0, column = 0;
-        while (strip >= (outs[slice] + NAME(TILE) - 1) / NAME(TILE)) {
-            strip -= (outs[slice] + NAME(TILE) - 1) / NAME(TILE);
+        while (strip >= (outs[slice] + wide - 1) / wide) {
+            strip -= (outs[slice] + wide - 1) / wide;
             column += outs[slice++];
         }
-        int64_t left = outs[slice] - strip * NAME(TILE);
-        int64_t count = left < NAME(TILE) ? left : NAME(TILE);
-        column += strip * NAME(TILE);
+        int64_t left = outs[slice] - strip * wide, count = left < wide ? left : wide;
+        column += strip * wide;
         int32_t run = tile[t], end = tile[t + 1];
         int64_t h_stride = (first[run + 1] - first[run]) * slices * RANKS;
         while (run < end) {
             int rows = end - run >= 4 ? 4 : 1;
-            float sum[4 * NAME(TILE)];
+            float sum[NAME(TILE)];
             T *ys = y + row[first[run]] * y_stride + column;
             for (int k = 0; k < rows; k++)
                 for (int64_t i = 0; i < count; i++)
-                    sum[k * NAME(TILE) + i] = LOAD(ys[k * y_stride + i]);
+                    sum[k * wide + i] = LOAD(ys[k * y_stride + i]);
             for (int32_t pair = first[run]; pair < first[run + 1]; pair++) {
+                int32_t after = pair + 1 < first[run + 1] ? pair + 1 : first[run + rows];
                 const T *bs = b + page[pair] * b_stride + column;
+                const T *next = b + page[after < pairs ? after : pair] * b_stride + column;
                 const float *hs = h + (pair * slices + slice) * RANKS;
                 if (rows == 4)
-                    NAME(expand_rows)(sum, hs, h_stride, bs, width, count, 4);
+                    NAME(expand_rows)(sum, wide, hs, h_stride, bs, next, width, count, 4);
                 else
-                    NAME(expand_rows)(sum, hs, h_stride, bs, width, count, 1);
+                    NAME(expand_rows)(sum, wide, hs, h_stride, bs, next, width, count, 1);
             }
             for (int k = 0; k < rows; k++)
                 for (int64_t i = 0; i < count; i++)
-                    ys[k * y_stride + i] = STORE(sum[k * NAME(TILE) + i]);
+                    ys[k * y_stride + i] = STORE(sum[k * wide + i]);
             run += rows;
         }
     }
