@@ -82,6 +82,8 @@ class Backend:
     """Prompts of up to so many tokens are attended row by row, with the single tokens."""
     reads_whole_blocks: bool = True
     """Whether what a block holds past a context must be finite."""
+    plain_alone: bool = False
+    """Whether windows and soft caps are left to torch, which reads whole blocks."""
     pointwise: Pointwise | None = None
     """For layers in few launches, where the model's are of a shape that can be so run."""
     captures: bool = False
@@ -97,6 +99,8 @@ class Backend:
             likeliest=library.likeliest,
             library=library,
             by_row=_SHORT_PROMPT,
+            reads_whole_blocks=False,
+            plain_alone=True,
         )
 
 

@@ -47,6 +47,11 @@ class _PagedCache:
         self.plan: AttentionPlan | None = None
         self._windows: dict[int, AttentionPlan] = {}
 
+    @property
+    def plain(self) -> bool:
+        """Whether every layer attends whole contexts, uncapped."""
+        return all(rule.window is None and rule.softcap is None for rule in self.rules)
+
     def begin(self, plan: AttentionPlan | None) -> None:
         """The step that starts, or None when it has ended."""
         self.plan = plan
@@ -108,8 +113,7 @@ class Decoder:
     @property
     def by_row(self) -> int:
         """Up to which context the rows of a chunk are attended one by one, and come first."""
-        plain = all(rule.window is None and rule.softcap is None for rule in self._cache.rules)
-        return self.backend.by_row if plain else 1
+        return self.backend.by_row if self._cache.plain else 1
 
     @property
     def kernel(self) -> str:
@@ -163,7 +167,9 @@ class Decoder:
 
     def zero_blocks(self, blocks: list[int]) -> None:
         """Forget what blocks hold, for kernels that read more of them than a context."""
-        if not blocks or not self.backend.reads_whole_blocks:
+        backend = self.backend
+        whole = backend.reads_whole_blocks or (backend.plain_alone and not self._cache.plain)
+        if not blocks or not whole:
             return
         index = torch.tensor(blocks, device=self.base.device)
         for cache in (*self._cache.k, *self._cache.v):

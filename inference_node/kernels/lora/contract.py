@@ -132,6 +132,8 @@ class LoraPlan:
         With `in_place`, rows read their pages where they lie; it takes a kernel that can
         (`shrink_rows`, `expand_add_rows`). Returns None when no row has an adapter.
         """
+        if all(slot is None for _, _, slot in segments):
+            return None
         rows = sum(count for _, count, _ in segments)
         batches = [] if in_place else _batches(segments)
         plans = []

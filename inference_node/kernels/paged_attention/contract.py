@@ -27,6 +27,9 @@ class Chunk:
 
     def rows(self) -> Iterator[Chunk]:
         """Its tokens one by one, each with what it sees."""
+        if self.length == 1:
+            yield self
+            return
         for position in range(self.start, self.context):
             yield Chunk(self.block_table, position, 1)
 

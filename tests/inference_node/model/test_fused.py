@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,30 @@ def test_a_row_that_is_not_finite_spoils_no_other_sequence(
     own = torch.tensor([False] * 15 + [True] * 3 + [False] * 3 + [True])
     assert found[17].isnan().all()
     assert torch.equal(found[~own], clean[~own])
+
+
+@pytest.fixture
+def poisoned(twin: Twin) -> Iterator[Twin]:
+    """Every block of its caches holds what is no number."""
+    for cache in twin.native.caches:
+        cache.fill_(torch.nan)
+    yield twin
+    for cache in twin.native.caches:
+        cache.zero_()
+
+
+@pytest.mark.parametrize("by_row", [1, ALL], ids=["prompts apart", "row by row"])
+def test_what_fresh_blocks_held_reaches_nobody(poisoned: Twin, by_row: int) -> None:
+    poisoned.native.zero_blocks(list(range(BLOCKS + 1)))
+    found = poisoned.logits(poisoned.native, by_row=by_row)
+    expected = poisoned.logits(poisoned.plain, by_row=by_row)
+    assert distance(found, expected) < TOLERANCE
+
+
+def test_control_windows_see_blocks_that_are_not_zeroed(poisoned: Twin) -> None:
+    if poisoned.native.by_row > 1:
+        pytest.skip("whole contexts alone: no kernel reads past one")
+    assert not poisoned.logits(poisoned.native).isfinite().all()
 
 
 @pytest.mark.parametrize(
