@@ -31,9 +31,10 @@ from inference_node.kernels.quant4 import (
 from inference_node.model.batch import Decoded, ForwardBatch
 from inference_node.model.checkpoint import ATTENTION, Base
 from inference_node.model.fused import FusedLayers, FusedModel, fuse, fuse_whole
-from inference_node.model.layers import LoraGroup, LoraLinear, NativeHead, StepLora
+from inference_node.model.layers import LoraGroup, LoraLinear, StepLora
 from inference_node.model.short import short_layers
 from inference_node.model.trace import AttentionRule
+from inference_node.model.vocabulary import replace_ends
 
 
 class _PagedCache:
@@ -97,7 +98,8 @@ class Decoder:
         self._cache = _PagedCache(backend, base.traced.attention)
         self.base_bytes_bf16 = _bf16_bytes(base.model)
         self._replace_linears("nf4" if linears == "auto" else linears)
-        self._replace_head()
+        if backend.library is not None:
+            replace_ends(base.model, backend.library)
         self._fused: FusedLayers | None = None
         self._whole: FusedModel | None = None
         self._short = (
@@ -283,11 +285,6 @@ class Decoder:
             self._kernel = "NF4 decoded in registers (AVX512-BF16)"
         else:
             self._kernel = describe(self.base.device)
-
-    def _replace_head(self) -> None:
-        head, library = self.base.model.get_output_embeddings(), self.backend.library
-        if library is not None and NativeHead.fits(head, library):
-            self.base.model.set_output_embeddings(NativeHead(head, library))
 
     def _product(self, linears: list[Any], kind: str) -> nn.Module:
         linear = stacked(linears)

@@ -27,9 +27,9 @@ from inference_node.kernels.native import (
 from inference_node.kernels.paged_attention import AttentionPlan
 from inference_node.kernels.quant4 import NativeLinear
 from inference_node.model.batch import Decoded, ForwardBatch
-from inference_node.model.layers import NativeHead
 from inference_node.model.llama import LlamaLayer, llama_layers
 from inference_node.model.trace import AttentionRule
+from inference_node.model.vocabulary import NativeHead, PanelEmbedding
 
 _MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
 """Those that embed, walk over their layers, normalise and multiply with their head: no more."""
@@ -139,14 +139,15 @@ def fuse_whole(model: Any, layers: FusedLayers, library: Library) -> FusedModel 
     head = model.get_output_embeddings()
     if type(model).__name__ not in _MODELS or not isinstance(head, NativeHead):
         return None
-    below, embedding = model.model, model.get_input_embeddings().weight
-    if embedding.dtype != torch.bfloat16 or below.norm.weight.dtype != torch.bfloat16:
+    below, embedding = model.model, model.get_input_embeddings()
+    tied = isinstance(embedding, PanelEmbedding)
+    if any(each.weight.dtype != torch.bfloat16 for each in (embedding, below.norm)):
         return None
     around = Surroundings(
-        embedding=embedding.data,
+        embedding=None if tied else embedding.weight.data,
         norm=below.norm.weight.data,
         eps=below.norm.variance_epsilon,
-        head=head.weight.data,
+        head=head.weight,
     )
     native = WholeModel(library, layers.native, around)
     return FusedModel(native, below.rotary_emb, like=around.norm)

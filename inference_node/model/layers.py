@@ -19,7 +19,6 @@ from inference_node.kernels.lora import (
     lora_expand_add,
     lora_shrink,
 )
-from inference_node.kernels.native import Library
 
 _A = -1
 """Where a part would be, in the key of gathered A pages."""
@@ -135,30 +134,3 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [1, rows, in] -> [1, rows, out]
         return self.group.part(x, self._part)
-
-
-class NativeHead(nn.Module):
-    """The output embedding by the C kernel: the same product, over the weight where it lies."""
-
-    def __init__(self, head: nn.Linear, library: Library) -> None:
-        """Call only if `fits(head, library)`."""
-        super().__init__()
-        self.weight = head.weight
-        self._library = library
-
-    @staticmethod
-    def fits(head: nn.Module, library: Library) -> bool:
-        return (
-            library.multiplies_nf4
-            and type(head) is nn.Linear
-            and head.bias is None
-            and head.weight.dtype == torch.bfloat16
-            and head.weight.is_contiguous()
-            and head.out_features % 16 == 0
-            and head.in_features % 32 == 0
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., vocab]
-        vocabulary, width = self.weight.shape
-        y = self._library.dense_linear(x.reshape(-1, width).contiguous(), self.weight)
-        return y.view(*x.shape[:-1], vocabulary)

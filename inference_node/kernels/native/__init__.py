@@ -6,7 +6,7 @@ machine without a C compiler serves with the references, slower and equally righ
 
 from inference_node.kernels.native.build import NoCompiler, build
 from inference_node.kernels.native.layers import DecoderLayer, DecoderLayers
-from inference_node.kernels.native.library import Library, load
+from inference_node.kernels.native.library import Library, in_panels, load
 from inference_node.kernels.native.model import Surroundings, WholeModel
 from inference_node.kernels.native.structures import Product
 
@@ -19,5 +19,6 @@ __all__ = [
     "Surroundings",
     "WholeModel",
     "build",
+    "in_panels",
     "load",
 ]

@@ -3,6 +3,23 @@
 
 enum { TOKENS = 16, MOST_DIM = 128, MOST_HEADS = 64 };
 
+/* Lane i of the result is the sum over all lanes of v[i]. */
+static inline __m512 sums_of_lanes(const __m512 *v) {
+    __m512 half[8], quarter[4], pairs[2];
+    for (int i = 0; i < 8; i++)
+        half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 8], 0x44),
+                                _mm512_shuffle_f32x4(v[i], v[i + 8], 0xEE));
+    for (int i = 0; i < 4; i++)
+        quarter[i] = _mm512_add_ps(_mm512_shuffle_f32x4(half[i], half[i + 4], 0x88),
+                                   _mm512_shuffle_f32x4(half[i], half[i + 4], 0xDD));
+    for (int i = 0; i < 2; i++)
+        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(quarter[i], quarter[i + 2]),
+                                 _mm512_unpackhi_ps(quarter[i], quarter[i + 2]));
+    __m512 sums = _mm512_add_ps(_mm512_unpacklo_ps(pairs[0], pairs[1]),
+                                _mm512_unpackhi_ps(pairs[0], pairs[1]));
+    return _mm512_shuffle_f32x4(sums, sums, 0xD8);
+}
+
 /* Ask for a block of the cache before it is read. */
 static inline void foresee(const bf16 *block, int64_t tokens, int64_t stride) {
     const char *at = (const char *)block, *end = (const char *)(block + tokens * stride);

@@ -139,14 +139,13 @@ class Library:
         )
 
     def dense_linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """x [rows, in] times weight [out, in], transposed; out in 16s, in in 32s. bfloat16."""
-        (rows, width), out = x.shape, weight.shape[0]
-        for each in (x, weight):
-            _check_row_major(each, width, torch.bfloat16)
-            if not each.is_contiguous():
-                raise ValueError("rows must be contiguous")
-        if out % 16 or width % 32:
-            raise ValueError(f"a weight of {out} by {width} is not made of whole panels")
+        """x [rows, in] times the [out, in] of which weight is `in_panels`. bfloat16."""
+        _check_panels(weight)
+        width, out = 2 * weight.shape[1], 16 * weight.shape[0]
+        _check_row_major(x, width, torch.bfloat16)
+        if not x.is_contiguous():
+            raise ValueError("rows must be contiguous")
+        rows = x.shape[0]
         y = x.new_empty(rows, out)
         self._product_calls["dense_linear", rows <= FEW_ROWS](
             y.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, out, width
@@ -202,6 +201,20 @@ class Library:
             tokens,
         )
         return out
+
+
+def in_panels(weight: torch.Tensor) -> torch.Tensor:
+    """weight [out, in] as `dense.h` reads it: [out / 16, in / 2, 16, 2], out in 16s, in in 2s."""
+    out, width = weight.shape
+    return weight.view(out // 16, 16, width // 2, 2).transpose(1, 2).contiguous()
+
+
+def _check_panels(weight: torch.Tensor) -> None:
+    """Raises ValueError when it is not `in_panels` of bfloat16."""
+    shape = tuple(weight.shape)
+    panels = len(shape) == 4 and shape[2:] == (16, 2) and weight.is_contiguous()
+    if not panels or weight.dtype != torch.bfloat16:
+        raise ValueError(f"expected bfloat16 in panels, got {weight.dtype} {shape}")
 
 
 def _check_row_major(rows: torch.Tensor, width: int, dtype: torch.dtype) -> None:

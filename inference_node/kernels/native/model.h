@@ -4,7 +4,8 @@
 typedef struct {
     const Layer *layers;
     int64_t count, vocabulary;
-    const bf16 *embedding, *head; /* [vocabulary, hidden] */
+    const bf16 *embedding; /* [vocabulary, hidden]; absent: the head's weight is the embedding too */
+    const bf16 *head;      /* the same in panels, as in dense.h */
     const bf16 *norm;             /* [hidden] */
     float eps;
 } Model;
@@ -61,7 +62,10 @@ int model_forward(const Model *model, const Step *step, const Ends *ends) {
 #pragma omp parallel
     {
         bf16 *in = step->first, *out = step->second;
-        take_rows(in, model->embedding, ends->tokens, step->rows, hidden);
+        if (model->embedding)
+            take_rows(in, model->embedding, ends->tokens, step->rows, hidden);
+        else
+            dense_rows(in, model->head, ends->tokens, step->rows, hidden);
         for (int64_t i = 0; i <= last; i++) {
             const Layer *layer = model->layers + i;
             before_attention(layer, step, in, step->q, early && i ? 0 : layer);

@@ -16,10 +16,10 @@ from inference_node.kernels.native.library import Library
 class Surroundings:
     """The tensors of a model around its layers, bfloat16."""
 
-    embedding: torch.Tensor  # [vocabulary, hidden]
+    embedding: torch.Tensor | None  # [vocabulary, hidden]; None: the head is the embedding too
     norm: torch.Tensor  # [hidden]: after the last layer
     eps: float
-    head: torch.Tensor  # [vocabulary, hidden]
+    head: torch.Tensor  # [vocabulary / 16, hidden / 2, 16, 2]: `in_panels`
 
 
 class WholeModel:
@@ -27,18 +27,17 @@ class WholeModel:
 
     def __init__(self, library: Library, layers: DecoderLayers, around: Surroundings) -> None:
         """Raises ValueError when sizes or types do not fit together."""
-        vocabulary = around.head.shape[0]
-        for each in (around.embedding, around.head):
-            check(each, (vocabulary, layers.hidden))
+        vocabulary = 16 * around.head.shape[0]
+        check(around.head, (vocabulary // 16, layers.hidden // 2, 16, 2))
         check(around.norm, (layers.hidden,))
-        if vocabulary % 16 or layers.hidden % 32:
-            raise ValueError(f"a head of {vocabulary} by {layers.hidden} is not whole panels")
+        if around.embedding is not None:
+            check(around.embedding, (vocabulary, layers.hidden))
         self._library, self._layers, self._around = library, layers, around
         self._model = structures.Model(
             layers=layers.structures,
             count=len(layers.structures),
             vocabulary=vocabulary,
-            embedding=around.embedding.data_ptr(),
+            embedding=None if around.embedding is None else around.embedding.data_ptr(),
             head=around.head.data_ptr(),
             norm=around.norm.data_ptr(),
             eps=around.eps,

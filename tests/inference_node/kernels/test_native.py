@@ -28,7 +28,7 @@ from inference_node.kernels.lora import (
     expand_add_rows,
     shrink_rows,
 )
-from inference_node.kernels.native import Library, NoCompiler, build, load
+from inference_node.kernels.native import Library, NoCompiler, build, in_panels, load
 from inference_node.kernels.paged_attention import (
     AttentionPlan,
     Chunk,
@@ -226,19 +226,20 @@ def test_chunks_that_run_row_by_row_must_come_first() -> None:
         AttentionPlan.build(chunks, block_tokens=16, device=CPU, by_row=10)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 16])
-@pytest.mark.parametrize(("out", "width"), [(16, 32), (304, 96), (1024, 576)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 16, 17, 40])
+@pytest.mark.parametrize(("out", "width"), [(16, 32), (304, 98), (1024, 576)])
 def test_the_output_embedding_is_torchs_product(
     library: Library, rows: int, out: int, width: int
 ) -> None:
     if not library.multiplies_nf4:
         pytest.skip("the C product needs AVX512-BF16")
     weight, x = torch.randn(out, width).bfloat16(), torch.randn(rows, width).bfloat16()
-    found = library.dense_linear(x, weight)
+    panels = in_panels(weight)
+    found = library.dense_linear(x, panels)
     assert_close_rows(found, (x.double() @ weight.double().T).bfloat16())
-    assert torch.equal(found[-1:], library.dense_linear(x[-1:].clone(), weight))
-    with pytest.raises(ValueError, match="whole panels"):
-        library.dense_linear(x, weight[:-1])
+    assert torch.equal(found[-1:], library.dense_linear(x[-1:].clone(), panels))
+    with pytest.raises(ValueError, match="in panels"):
+        library.dense_linear(x, weight)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

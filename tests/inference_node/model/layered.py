@@ -37,6 +37,7 @@ SIZES: dict[str, Any] = {
 }
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
+    "llama with one embedding": LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama with biases": LlamaConfig(**SIZES, attention_bias=True),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "mistral with a window": MistralConfig(**SIZES, sliding_window=5),

@@ -26,6 +26,7 @@ from inference_node.model.batch import ForwardBatch
 from inference_node.model.checkpoint import load_base
 from inference_node.model.decoder import Decoder
 from inference_node.model.fused import Angles
+from inference_node.model.vocabulary import PanelEmbedding
 from tests.inference_node.model.layered import (
     BLOCK,
     BLOCKS,
@@ -236,8 +237,10 @@ def test_a_row_that_is_not_finite_spoils_no_other_sequence(
 ) -> None:
     clean = twin.logits(twin.native, by_row=by_row)
     forward = twin.native.forward
-    weight = twin.native.base.model.get_input_embeddings().weight.data
-    assert weight.data_ptr() != twin.native.base.model.lm_head.weight.data_ptr()
+    embedding = twin.native.base.model.get_input_embeddings()
+    if isinstance(embedding, PanelEmbedding):
+        pytest.skip("one weight at both ends: the token's own column is no number either")
+    weight = embedding.weight.data
     kept = weight[SPARE].clone()
     weight[SPARE] = torch.nan
 
