@@ -1,4 +1,7 @@
-"""The engine's words to messages."""
+"""The engine's words to messages.
+
+They are filled in place: submessages that are passed are copied, and one is made for every token.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,10 @@ def served_metadata(served: Served) -> tuple[tuple[str, str], ...]:
 
 
 def started_event(started: Started, request_id: str) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(
-        started=pb.Started(served=_served(started.served), request_id=request_id)
-    )
+    event = pb.StreamGenerateResponse()
+    event.started.request_id = request_id
+    _tell_served(event.started.served, started.served)
+    return event
 
 
 def echo_event(echo: Echo, written: Written) -> pb.StreamGenerateResponse:
@@ -50,26 +54,19 @@ def echo_event(echo: Echo, written: Written) -> pb.StreamGenerateResponse:
 
 
 def delta_event(delta: Delta, written: Written) -> pb.StreamGenerateResponse:
-    # Filled in place: one is made for every token, and submessages that are passed are copied.
     event = pb.StreamGenerateResponse()
-    event.delta.text = delta.text
-    event.delta.token_ids.extend(delta.token_ids)
+    told = event.delta
+    told.text = delta.text
+    told.token_ids.extend(delta.token_ids)
     if delta.scores:
-        event.delta.logprobs.extend(_logprobs(delta.scores, written))
+        told.logprobs.extend(_logprobs(delta.scores, written))
     return event
 
 
 def completed_event(completed: Completed) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(
-        completed=pb.Completed(
-            finish_reason=_FINISH_REASONS[completed.finish_reason],
-            stop_sequence=completed.stop_sequence,
-            usage=_usage(completed.usage),
-            served=_served(completed.served),
-            seed=completed.seed,
-            timings=_timings(completed.timings),
-        )
-    )
+    event = pb.StreamGenerateResponse()
+    _tell_completed(event.completed, completed)
+    return event
 
 
 def answer(
@@ -77,16 +74,9 @@ def answer(
 ) -> pb.GenerateResponse:
     """A whole answer: `content` is every delta joined."""
     made = pb.GenerateResponse(
-        text=content.text,
-        token_ids=content.token_ids,
-        finish_reason=_FINISH_REASONS[completed.finish_reason],
-        stop_sequence=completed.stop_sequence,
-        usage=_usage(completed.usage),
-        served=_served(completed.served),
-        seed=completed.seed,
-        timings=_timings(completed.timings),
-        request_id=request_id,
+        text=content.text, token_ids=content.token_ids, request_id=request_id
     )
+    _tell_completed(made, completed)
     if content.scores:
         made.logprobs.extend(_logprobs(content.scores, written))
     if echo is not None:
@@ -143,28 +133,31 @@ def _logprobs(scores: tuple[TokenScore, ...], written: Written) -> list[pb.Token
     ]
 
 
-def _served(served: Served) -> pb.Served:
-    return pb.Served(
-        tenant=served.tenant,
-        adapter=served.adapter,
-        version=served.version,
-        generation=served.generation,
-        digest=served.digest,
-    )
+def _tell_completed(told: pb.Completed | pb.GenerateResponse, completed: Completed) -> None:
+    told.finish_reason = _FINISH_REASONS[completed.finish_reason]
+    told.stop_sequence = completed.stop_sequence
+    told.seed = completed.seed
+    _tell_usage(told.usage, completed.usage)
+    _tell_served(told.served, completed.served)
+    _tell_timings(told.timings, completed.timings)
 
 
-def _usage(usage: Usage) -> pb.Usage:
-    return pb.Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=usage.cached_tokens,
-    )
+def _tell_served(told: pb.Served, served: Served) -> None:
+    told.tenant = served.tenant
+    told.adapter = served.adapter
+    told.version = served.version
+    told.generation = served.generation
+    told.digest = served.digest
 
 
-def _timings(timings: Timings) -> pb.Timings:
-    return pb.Timings(
-        queue_seconds=timings.queue,
-        adapter_load_seconds=timings.adapter_load,
-        ttft_seconds=timings.ttft,
-        decode_seconds=timings.decode,
-    )
+def _tell_usage(told: pb.Usage, usage: Usage) -> None:
+    told.prompt_tokens = usage.prompt_tokens
+    told.completion_tokens = usage.completion_tokens
+    told.cached_tokens = usage.cached_tokens
+
+
+def _tell_timings(told: pb.Timings, timings: Timings) -> None:
+    told.queue_seconds = timings.queue
+    told.adapter_load_seconds = timings.adapter_load
+    told.ttft_seconds = timings.ttft
+    told.decode_seconds = timings.decode

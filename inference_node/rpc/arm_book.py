@@ -47,7 +47,8 @@ class ArmBook:
         name = (ended.served.tenant, ended.served.adapter)
         arms = self._of.setdefault(name, OrderedDict())
         digest = ended.served.digest
-        arms[digest] = arms.get(digest, ArmCount()) + _as_count(ended)
+        count, before = _as_count(ended), arms.get(digest)
+        arms[digest] = count if before is None else before + count
         arms.move_to_end(digest)
         self._of.move_to_end(name)
         if len(arms) > KEPT_VERSIONS:
