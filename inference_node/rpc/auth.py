@@ -11,17 +11,18 @@ and the answer is told in the words of the question.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -119,17 +120,11 @@ class Grant:
     _stands_in: str
     """What the engine knows `_asked` by: another name, where it is not to be seen."""
 
-    @contextlib.contextmanager
-    def in_words_of_the_question(self) -> Iterator[None]:
+    def in_words_of_the_question(self) -> AbstractContextManager[None]:
         """What the body raises names what was asked for, never what stands in for it."""
-        try:
-            yield
-        except NodeError as error:
-            if isinstance(error, InvalidRequest):
-                raise
-            raise self._retold(error) from None
+        return _Retelling(self)
 
-    def _retold(self, error: NodeError) -> NodeError:
+    def retold(self, error: NodeError) -> NodeError:
         def told(text: str) -> str:
             return text.replace(self._stands_in, self._asked)
 
@@ -139,6 +134,22 @@ class Grant:
             retry_after=error.retry_after,
             details={key: told(value) for key, value in error.details.items()},
         )
+
+
+class _Retelling(AbstractContextManager[None]):
+    __slots__ = ("_granted",)
+
+    def __init__(self, granted: Grant) -> None:
+        self._granted = granted
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, NodeError) and not isinstance(error, InvalidRequest):
+            raise self._granted.retold(error) from None
 
 
 def caller() -> Caller:
@@ -193,13 +204,7 @@ class Gate(Wrapping):
             self._identities = Reloaded("identities file", (path,), lambda: read_identities(path))
 
     def around(self, method: str) -> Around | None:
-        return None if self._open else partial(self._admitted, method)
-
-    @contextlib.asynccontextmanager
-    async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
-        async with Answering(context):
-            _caller.set(self.admit(method, context))
-        yield
+        return None if self._open else partial(_Admitted, self, method)
 
     def admit(self, method: str, context: Context) -> Caller:
         """Who calls `method`. Raises Unauthenticated and Forbidden."""
@@ -256,3 +261,25 @@ class Gate(Wrapping):
         if known is None:
             raise TokenRefused(f"neither a token nor a certificate that is known ({names[:4]})")
         return Caller(known, identities[known])
+
+
+class _Admitted:
+    """One call, made by whom the gate has let in."""
+
+    __slots__ = ("_context", "_gate", "_method")
+
+    def __init__(self, gate: Gate, method: str, context: Context) -> None:
+        self._gate = gate
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        async with Answering(self._context):
+            _caller.set(self._gate.admit(self._method, self._context))
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

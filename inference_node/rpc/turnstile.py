@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -41,7 +41,7 @@ class Turnstile(Wrapping):
     def around(self, method: str) -> Around | None:
         if method == PROBE:
             return None
-        return self._staying if method in LASTING else self._working
+        return partial(_Passing, self, method in LASTING)
 
     async def idle(self) -> None:
         """Wait until nothing is being done for anybody."""
@@ -49,28 +49,40 @@ class Turnstile(Wrapping):
             self._left.clear()
             await self._left.wait()
 
-    @contextlib.asynccontextmanager
-    async def _working(self, context: Context) -> AsyncIterator[None]:
-        await self._check(context)
-        self._inside += 1
-        try:
-            yield
-        finally:
-            self._inside -= 1
-            self._left.set()
-
-    @contextlib.asynccontextmanager
-    async def _staying(self, context: Context) -> AsyncIterator[None]:
-        async with self._working(context):
-            self._lasting += 1
-            try:
-                yield
-            finally:
-                self._lasting -= 1
-
-    async def _check(self, context: Context) -> None:
+    async def come(self, context: Context, *, lasting: bool) -> None:
+        """One more; aborts the call when there are too many."""
         if self._inside >= self._most:
             told = refusal(
                 QueueFull(f"{self._inside} calls are in progress", retry_after=RETRY_SECONDS)
             )
             await context.abort(told.code, told.message, told.trailers)
+        self._inside += 1
+        self._lasting += lasting
+
+    def leave(self, *, lasting: bool) -> None:
+        """One of those that came."""
+        self._inside -= 1
+        self._lasting -= lasting
+        self._left.set()
+
+
+class _Passing:
+    """One call."""
+
+    __slots__ = ("_context", "_lasting", "_turnstile")
+
+    def __init__(self, turnstile: Turnstile, lasting: bool, context: Context) -> None:
+        self._turnstile = turnstile
+        self._lasting = lasting
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        await self._turnstile.come(self._context, lasting=self._lasting)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._turnstile.leave(lasting=self._lasting)
