@@ -4,13 +4,15 @@ work. Off unless somebody brings `inference_node.telemetry.otel`; then `OFF` is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 Trace = object
 """A place in a trace, for spans to be children of; what it is only the tracing knows."""
 Headers = tuple[tuple[str, str], ...]
+Received = Callable[[], Iterable[tuple[str, str | bytes]] | None]
+"""Metadata that a call came with, read where somebody traces: that takes as long as a token."""
 Attributes = Mapping[str, str | int | float]
 
 
@@ -42,9 +44,7 @@ class Tracing(Protocol):
         """A client begins to call `package.Service/Method`."""
         ...
 
-    def serving(
-        self, method: str, headers: Iterable[tuple[str, str | bytes]]
-    ) -> AbstractContextManager[Serving]:
+    def serving(self, method: str, headers: Received) -> AbstractContextManager[Serving]:
         """The body serves a call that came with `headers`, in the trace that they name."""
         ...
 
@@ -71,14 +71,13 @@ class Off:
     """Traces nothing."""
 
     _nothing = _Nothing()
+    _serving = nullcontext(_nothing)
 
     def calling(self, method: str) -> Calling:
         return self._nothing
 
-    def serving(
-        self, method: str, headers: Iterable[tuple[str, str | bytes]]
-    ) -> AbstractContextManager[Serving]:
-        return nullcontext(self._nothing)
+    def serving(self, method: str, headers: Received) -> AbstractContextManager[Serving]:
+        return self._serving
 
     def current(self) -> Trace | None:
         return None

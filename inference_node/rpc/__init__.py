@@ -10,6 +10,7 @@ answers.py      the engine's words to messages
 published.py    and what the store's log says
 residents.py    and what is on the node
 mailbox.py      from the engine's thread to a call
+request_ids.py  for requests that bring none
 status.py       the one table from error to status
 limits.py       what one caller may take of the node
 quotas.py       what one tenant may

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from types import TracebackType
 from typing import Any, Protocol
 
 import grpc
@@ -78,17 +78,33 @@ class Witnesses:
 
 
 class Account:
-    """One request to generate, from its arrival to its end."""
+    """One request to generate: tells `witness` how the body ended, whatever it raised."""
 
-    def __init__(self, method: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, method: str, witness: Witness, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._method = method
+        self._witness = witness
         self._clock = clock
         self._began = clock()
         self._request: Request | None = None
         self._served: Served | None = None
         self._completed: Completed | None = None
         self._first_token: float | None = None
-        self._tokens = 0
+        self.tokens = 0
+        """On their way to the caller."""
+
+    def __enter__(self) -> Account:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        gone = isinstance(error, asyncio.CancelledError)
+        self._witness.ended(self._close(Cancelled("the caller went away") if gone else error))
 
     def accept(self, request: Request) -> None:
         """What was asked obeys its bounds."""
@@ -97,12 +113,12 @@ class Account:
     def note(self, event: Event) -> None:
         """One event of the engine, on its way to the caller."""
         match event:
-            case Started(served):
-                self._served = served
-            case Delta(token_ids=token_ids):
-                self._tokens += len(token_ids)
+            case Delta():
+                self.tokens += len(event.token_ids)
                 if self._first_token is None:
                     self._first_token = self._clock() - self._began
+            case Started(served):
+                self._served = served
             case Completed():
                 self._completed = event
             case Failed(served=served):
@@ -110,7 +126,7 @@ class Account:
             case _:
                 pass
 
-    def close(self, error: BaseException | None) -> Ended:
+    def _close(self, error: BaseException | None) -> Ended:
         """`error` is what the request ended with instead of its last token."""
         request, done = self._request, self._completed
         if error is None and done is not None:
@@ -128,30 +144,11 @@ class Account:
             reason=reason,
             prompt_tokens=len(request.prompt) if request else 0,
             cached_tokens=done.usage.cached_tokens if done else 0,
-            generated_tokens=self._tokens,
+            generated_tokens=self.tokens,
             seconds=self._clock() - self._began,
             first_token=self._first_token,
             timings=done.timings if done else None,
         )
-
-
-@contextlib.contextmanager
-def account(
-    method: str, witness: Witness, *, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Account]:
-    """Tells `witness` how the body ended, whatever it raised."""
-    opened = Account(method, clock)
-    error: BaseException | None = None
-    try:
-        yield opened
-    except asyncio.CancelledError:
-        error = Cancelled("the caller went away")
-        raise
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        witness.ended(opened.close(error))
 
 
 class Counted(Wrapping):
@@ -166,25 +163,42 @@ class Counted(Wrapping):
         self._tracing = tracing
 
     def around(self, method: str) -> Around | None:
-        return partial(self._counting, method.lstrip("/")) if method in POLICIES else None
+        if method not in POLICIES:
+            return None
+        tracing = self._tracing if method.startswith(f"/{OURS}") else OFF
+        return partial(_Counting, method.lstrip("/"), self._witness, tracing)
 
-    @contextlib.asynccontextmanager
-    async def _counting(self, method: str, context: Context) -> AsyncIterator[None]:
-        code = grpc.StatusCode.UNKNOWN
-        tracing = self._tracing if method.startswith(OURS) else OFF
-        with tracing.serving(method, context.invocation_metadata() or ()) as serving:
-            try:
-                yield
-                code = _code(context, grpc.StatusCode.OK)
-            except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
-                raise
-            except BaseException:
-                code = _code(context, grpc.StatusCode.UNKNOWN)
-                raise
-            finally:
-                self._witness.answered(method, code.name)
-                serving.answered(code.name)
+
+class _Counting:
+    """One call."""
+
+    __slots__ = ("_context", "_method", "_serving", "_span", "_witness")
+
+    def __init__(self, method: str, witness: Witness, tracing: Tracing, context: Context) -> None:
+        self._method = method
+        self._witness = witness
+        self._context = context
+        self._span = tracing.serving(method, context.invocation_metadata)
+
+    async def __aenter__(self) -> None:
+        self._serving = self._span.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            code = grpc.StatusCode.CANCELLED
+        else:
+            unsaid = grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN
+            code = _code(self._context, unsaid)
+        try:
+            self._witness.answered(self._method, code.name)
+            self._serving.answered(code.name)
+        finally:
+            self._span.__exit__(kind, error, trace)
 
 
 def _code(context: Context, default: grpc.StatusCode) -> grpc.StatusCode:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from adapter_store.errors import InvalidName
@@ -70,9 +69,14 @@ class Bounds:
 
 
 def to_request(
-    message: pb.GenerateRequest, *, bounds: Bounds, encoder: PromptEncoder, deadline: float
+    message: pb.GenerateRequest,
+    *,
+    bounds: Bounds,
+    encoder: PromptEncoder,
+    deadline: float,
+    new_id: Callable[[], str],
 ) -> Request:
-    """The engine's request; takes as long as tokenising does.
+    """The engine's request, with a `new_id` where it brings none; takes as long as tokenising does.
 
     Raises InvalidRequest with the field's path, relative to GenerateRequest.
     """
@@ -87,7 +91,7 @@ def to_request(
     if not -HIGHEST <= message.priority <= HIGHEST:
         raise InvalidRequest("priority", f"must be {-HIGHEST} to {HIGHEST}")
     return Request(
-        request_id=message.request_id or secrets.token_hex(16),
+        request_id=message.request_id or new_id(),
         tenant=tenant,
         adapter=message.adapter,
         sampling=_sampling(message.sampling, bounds) if message.HasField("sampling") else GREEDY,
@@ -306,21 +310,22 @@ def _stopping(message: pb.Stopping, bounds: Bounds) -> Stopping:
             raise InvalidRequest("stopping.max_new_tokens", f"must be 1 to {bounds.max_context}")
     if message.min_new_tokens > new_tokens:
         raise InvalidRequest("stopping.min_new_tokens", f"must be at most {new_tokens}")
-    if len(message.stop) > MAX_STOPS:
+    # Read once: each look at a list of a message makes an object.
+    stops, stop_token_ids = tuple(message.stop), tuple(message.stop_token_ids)
+    if len(stops) > MAX_STOPS:
         raise InvalidRequest("stopping.stop", f"must be at most {MAX_STOPS} texts")
-    for index, stop in enumerate(message.stop):
+    for index, stop in enumerate(stops):
         if not 1 <= len(stop.encode()) <= MAX_STOP_BYTES:
             raise InvalidRequest(
                 f"stopping.stop[{index}]", f"must be 1 to {MAX_STOP_BYTES} bytes long"
             )
-    if len(message.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+    if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise InvalidRequest("stopping.stop_token_ids", f"must be at most {MAX_STOP_TOKEN_IDS} ids")
-    stop_token_ids = tuple(message.stop_token_ids)
     _check_token_ids("stopping.stop_token_ids", stop_token_ids, bounds)
     return Stopping(
         max_new_tokens=new_tokens,
         min_new_tokens=message.min_new_tokens,
-        stop=tuple(message.stop),
+        stop=stops,
         stop_token_ids=stop_token_ids,
         ignore_eos=message.ignore_eos,
     )

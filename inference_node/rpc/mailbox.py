@@ -1,20 +1,30 @@
-"""From the engine's thread to the asyncio tasks of calls, in constant space."""
+"""From the engine's thread to the asyncio tasks of calls, in constant space and without a lock.
+
+Each side does one thing at a time to what both hold: a deque that one end is put on and the other
+is taken from, and flags. So no lock is needed, but an order is:
+
+    post       (1) put the event     (2) look whether the reader sleeps, and ring
+    arrival    (a) go to sleep       (b) look for events once more
+
+Whatever (b) misses was put after (a), so that (2) sees the sleeper. A mailbox rings once until the
+loop has heard it, and forgets that before it wakes the reader; the bell, before it asks who rang.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 
-from inference_node.request import Completed, Delta, Echo, Event, Failed, Started
+from inference_node.request import Completed, Delta, Event, Failed
 
 APART = 64
-"""Deltas that are kept as they are: joined, they take a fraction of the space."""
+"""Events that are kept as they are: joined, deltas take a fraction of the space."""
 
 
 class Bell:
-    """Calls back on one loop from another thread: of any number at a time it interrupts it once.
+    """Calls back on one loop from other threads: of any number at a time it interrupts it once.
 
     A step of the engine has news for every running call, and waking the loop costs a system call.
     """
@@ -22,101 +32,111 @@ class Bell:
     def __init__(self) -> None:
         """Belongs to the running loop."""
         self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._pulled = False
 
     def ring(self, wake: Callable[[], None]) -> None:
         """Have `wake` called on the loop soon."""
-        with self._lock:
-            self._waiting.append(wake)
-            first = len(self._waiting) == 1
-        if first:
+        self._waiting.append(wake)
+        if not self._pulled:
+            self._pulled = True
             # A closed loop has no callers left to tell.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._toll)
 
     def _toll(self) -> None:
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-        for wake in waiting:
-            wake()
+        self._pulled = False
+        while self._waiting:
+            self._waiting.popleft()()
 
 
 class Mailbox:
     """The events of one request, deltas that nobody has read yet joined into one.
 
-    However slowly a caller reads, at most four events wait: started, echo, one delta, the last.
+    However slowly a caller reads, the space of at most APART events is held.
     """
 
     def __init__(self, bell: Bell, on_last: Callable[[], None]) -> None:
-        """Belongs to the loop of `bell`, on which `on_last` is called once the engine is done."""
+        """Read on the loop of `bell`. `on_last` is called where the last event is posted, first."""
         self._bell = bell
         self._on_last = on_last
+        self._events: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None
-        self._lock = threading.Lock()
-        self._waking = False
-        self._started: Started | None = None
-        self._echo: Echo | None = None
-        self._deltas: list[Delta] = []
-        self._last: Completed | Failed | None = None
+        self._rung = False
+        self._taken_last: Event | None = None
+        self.ended = False
+        """Whether the engine is done with the request."""
 
     def post(self, event: Event) -> None:
-        """Called on the engine's thread; never blocks. Events after the last are dropped."""
-        with self._lock:
-            if self._last is not None:
-                return
-            match event:
-                case Delta():
-                    self._deltas.append(event)
-                    if len(self._deltas) >= APART:
-                        self._deltas = [joined(self._deltas)]
-                case Started():
-                    self._started = event
-                case Echo():
-                    self._echo = event
-                case Completed() | Failed():
-                    self._last = event
-            wake, self._waking = not self._waking, True
-        if wake:
+        """Called by one thread at a time; never blocks. Events after the last are dropped."""
+        if self.ended:
+            return
+        if isinstance(event, Delta):
+            if len(self._events) >= APART:
+                self._join()
+        elif isinstance(event, Completed | Failed):
+            self.ended = True
+            self._on_last()
+        self._events.append(event)
+        if self._reader is not None and not self._rung:
+            self._rung = True
             self._bell.ring(self._wake)
 
-    async def news(self) -> list[Event]:
-        """Every event that nobody has read yet, in order; the last one again once it came.
+    def take(self) -> Event | None:
+        """The next event, of deltas all that wait; the last one again once it came.
 
-        One task reads.
+        One task takes.
         """
-        while not (events := self._take()):
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        return events
+        try:
+            event = self._events.popleft()
+        except IndexError:
+            return self._taken_last
+        if isinstance(event, Delta):
+            return self._with_the_rest(event) if self._events else event
+        if isinstance(event, Completed | Failed):
+            self._taken_last = event
+        return event
 
-    @property
-    def ended(self) -> bool:
-        """Whether the engine is done with the request."""
-        with self._lock:
-            return self._last is not None
+    async def arrival(self) -> None:
+        """Wait until there may be something to take."""
+        self._reader = asyncio.get_running_loop().create_future()
+        try:
+            if not self._events:
+                await self._reader
+        finally:
+            self._reader = None
 
-    def _take(self) -> list[Event]:
-        with self._lock:
-            events: list[Event] = [
-                event for event in (self._started, self._echo) if event is not None
-            ]
-            self._started = self._echo = None
-            if self._deltas:
-                events.append(joined(self._deltas))
-                self._deltas = []
-            if self._last is not None:
-                events.append(self._last)
-            return events
+    def _with_the_rest(self, first: Delta) -> Delta:
+        """The deltas that follow `first`, taken too."""
+        said = [first]
+        try:
+            while self._events:
+                event = self._events.popleft()
+                if isinstance(event, Delta):
+                    said.append(event)
+                else:
+                    # None but the last follows a delta, and it is taken again and again.
+                    self._taken_last = event
+        except IndexError:
+            # The others are being joined this moment.
+            return joined(said)
+        return joined(said)
+
+    def _join(self) -> None:
+        """What waits of deltas becomes one, from the end that the reader does not take from."""
+        said: list[Delta] = []
+        with contextlib.suppress(IndexError):
+            while isinstance(self._events[-1], Delta):
+                event = self._events.pop()
+                assert isinstance(event, Delta)
+                said.append(event)
+        if said:
+            self._events.append(joined(said[::-1]))
 
     def _wake(self) -> None:
-        with self._lock:
-            self._waking = False
-            ended = self._last is not None
+        self._rung = False
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
-        if ended:
-            self._on_last()
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:
@@ -124,7 +144,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
     if len(deltas) == 1:
         return deltas[0]
     return Delta(
-        "".join(delta.text for delta in deltas),
-        tuple(token for delta in deltas for token in delta.token_ids),
-        tuple(score for delta in deltas for score in delta.scores),
+        "".join([delta.text for delta in deltas]),
+        tuple([token for delta in deltas for token in delta.token_ids]),
+        tuple([score for delta in deltas for score in delta.scores]),
     )

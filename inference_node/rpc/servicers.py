@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
@@ -28,11 +28,12 @@ from inference_node.request import (
     Started,
 )
 from inference_node.rpc import answers, convert
-from inference_node.rpc.accounts import Account, Witness, account
+from inference_node.rpc.accounts import Account, Witness
 from inference_node.rpc.auth import check_priority, grant
 from inference_node.rpc.engine_port import Engine
 from inference_node.rpc.mailbox import Bell, Mailbox, joined
-from inference_node.rpc.quotas import Quotas, Stay
+from inference_node.rpc.quotas import Quotas
+from inference_node.rpc.request_ids import RequestIds
 from inference_node.rpc.status import Answering
 from inference_node.rpc.tally import Tally
 from inference_node.tracing import Tracing
@@ -68,40 +69,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         # Tokenising a long prompt takes tens of milliseconds, which the loop must not lose.
         self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
         self._written = engine.tokenizer.written
+        self._new_id = RequestIds()
         self._in_flight: set[str] = set()
         self._bell: Bell | None = None
         """Of the loop that serves, which does not run yet."""
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        async with Answering(context), self._accepted("Generate", request, context) as call:
-            said: list[Delta] = []
-            echo: Echo | None = None
-            while True:
-                for event in await call.news():
-                    match event:
-                        case Started() as started:
-                            await context.send_initial_metadata(
-                                answers.served_metadata(started.served)
-                            )
-                        case Echo() as echo:
-                            pass
-                        case Delta() as delta:
-                            said.append(delta)
-                        case Completed() as completed:
-                            content = joined(said)
-                            make = partial(
-                                answers.answer,
-                                completed,
-                                content,
-                                call.request_id,
-                                echo,
-                                self._written,
-                            )
-                            if content.scores or echo:
-                                return await self._off_the_loop(make)
-                            return make()
-                        case Failed() as failed:
-                            raise failed.error
+        async with Answering(context):
+            return await self._accepted("Generate", request, context, self._answer)
 
     # Written to the context, not yielded: a generator that is never resumed would learn of its
     # caller's leaving only when it is collected.
@@ -111,28 +86,50 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         async with Answering(context):
             if not request.HasField("request"):
                 raise InvalidRequest("request", "is required")
-            async with self._accepted("StreamGenerate", request.request, context) as call:
-                while True:
-                    for event in await call.news():
-                        match event:
-                            case Started() as started:
-                                await context.send_initial_metadata(
-                                    answers.served_metadata(started.served)
-                                )
-                                await context.write(answers.started_event(started, call.request_id))
-                            case Echo() as echo:
-                                await context.write(
-                                    await self._off_the_loop(
-                                        partial(answers.echo_event, echo, self._written)
-                                    )
-                                )
-                            case Delta() as delta:
-                                await context.write(answers.delta_event(delta, self._written))
-                            case Completed() as completed:
-                                await context.write(answers.completed_event(completed))
-                                return
-                            case Failed() as failed:
-                                raise failed.error
+            await self._accepted("StreamGenerate", request.request, context, self._stream)
+
+    async def _answer(self, call: _Call, context: Context) -> pb.GenerateResponse:
+        said: list[Delta] = []
+        echo: Echo | None = None
+        while True:
+            match call.take():
+                case Delta() as delta:
+                    said.append(delta)
+                case None:
+                    await call.arrival()
+                case Started() as started:
+                    await context.send_initial_metadata(answers.served_metadata(started.served))
+                case Echo() as echo:
+                    pass
+                case Completed() as completed:
+                    content = joined(said)
+                    make = partial(
+                        answers.answer, completed, content, call.request_id, echo, self._written
+                    )
+                    if content.scores or echo:
+                        return await self._off_the_loop(make)
+                    return make()
+                case Failed() as failed:
+                    raise failed.error
+
+    async def _stream(self, call: _Call, context: Context) -> None:
+        while True:
+            match call.take():
+                case Delta() as delta:
+                    await context.write(answers.delta_event(delta, self._written))
+                case None:
+                    await call.arrival()
+                case Started() as started:
+                    await context.send_initial_metadata(answers.served_metadata(started.served))
+                    await context.write(answers.started_event(started, call.request_id))
+                case Echo() as echo:
+                    make = partial(answers.echo_event, echo, self._written)
+                    await context.write(await self._off_the_loop(make))
+                case Completed() as completed:
+                    await context.write(answers.completed_event(completed))
+                    return
+                case Failed() as failed:
+                    raise failed.error
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         async with Answering(context):
@@ -156,16 +153,21 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def close(self) -> None:
         self._tokenising.shutdown(wait=False, cancel_futures=True)
 
-    @contextlib.asynccontextmanager
     async def _accepted(
-        self, method: str, message: pb.GenerateRequest, context: Context
-    ) -> AsyncIterator[_Call]:
-        """Submit, and cancel at once when the body is left before the engine is done.
+        self,
+        method: str,
+        message: pb.GenerateRequest,
+        context: Context,
+        answer: Callable[[_Call, Context], Awaitable[T]],
+    ) -> T:
+        """Submit, and cancel at once when `answer` is left before the engine is done.
 
-        Raises DeadlineExpired in the body when the engine, or whoever reads, takes too long.
+        Raises DeadlineExpired when the engine, or whoever reads, takes too long.
         """
-        with account(method, self._witness) as opened:
-            request = await self._read(message, context)
+        with Account(method, self._witness) as opened:
+            read = self._reading(message, context)
+            quick = convert.is_quick(message)
+            request = read() if quick else await self._off_the_loop(read)
             opened.accept(request)
             check_priority(request.priority)
             granted = grant(request.tenant, request.adapter)
@@ -179,35 +181,35 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             with (
                 granted.in_words_of_the_question(),
                 self._quotas.stay(granted.tenant, tokens=tokens, priority=request.priority) as stay,
-                self._submitted(request) as mailbox,
+                self._submit(request, opened) as call,
             ):
-                stay.used = len(request.prompt)
                 overdue = (request.deadline or math.inf) + ANSWER_GRACE - time.monotonic()
                 try:
                     async with asyncio.timeout(overdue) as patience:
-                        yield _Call(request.request_id, mailbox, stay, opened)
+                        return await answer(call, context)
                 except TimeoutError:
                     if not patience.expired():
                         raise
                     raise DeadlineExpired("there was no end by the deadline") from None
+                finally:
+                    stay.used = len(request.prompt) + opened.tokens
 
-    async def _read(self, message: pb.GenerateRequest, context: Context) -> Request:
-        """The request, checked. Raises InvalidRequest."""
+    def _reading(self, message: pb.GenerateRequest, context: Context) -> Callable[[], Request]:
+        """The request, checked, once called. Raises InvalidRequest, now and then."""
         convert.check_route(context.invocation_metadata(), message.adapter)
         remaining = context.time_remaining()
         limit = self._max_request_seconds
         deadline = time.monotonic() + (limit if remaining is None else min(remaining, limit))
-        read = partial(
+        return partial(
             convert.to_request,
             message,
             bounds=self._bounds,
             encoder=self._engine.tokenizer,
             deadline=deadline,
+            new_id=self._new_id,
         )
-        return read() if convert.is_quick(message) else await self._off_the_loop(read)
 
-    @contextlib.contextmanager
-    def _submitted(self, request: Request) -> Iterator[Mailbox]:
+    def _submit(self, request: Request, opened: Account) -> _Call:
         """Its events, under an id that no other tenant's request can have."""
         request_id = request.request_id
         if request.tenant != DEFAULT_TENANT:
@@ -219,33 +221,43 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         # Held until the engine is done with it, which after a cancel is one step later.
         self._in_flight.add(known_as)
         self._bell = self._bell or Bell()
-        mailbox = Mailbox(self._bell, on_last=lambda: self._in_flight.discard(known_as))
+        mailbox = Mailbox(self._bell, on_last=partial(self._in_flight.discard, known_as))
         try:
             self._engine.submit(request, self._tally.counting(request, mailbox.post))
         except BaseException:
             self._in_flight.discard(known_as)
             raise
-        try:
-            yield mailbox
-        finally:
-            if not mailbox.ended:
-                self._engine.cancel(known_as)
+        return _Call(request_id, mailbox, opened, partial(self._engine.cancel, known_as))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Call:
-    """One submitted request and its events."""
+    """One submitted request and its events; left before the engine is done, it is cancelled."""
 
     request_id: str
-    mailbox: Mailbox
-    stay: Stay
-    account: Account
+    _mailbox: Mailbox
+    _account: Account
+    _cancel: Callable[[], None]
 
-    async def news(self) -> list[Event]:
-        """What came since the last time, at least one event."""
-        events = await self.mailbox.news()
-        for event in events:
-            self.account.note(event)
-            if isinstance(event, Delta):
-                self.stay.used += len(event.token_ids)
-        return events
+    def __enter__(self) -> _Call:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._mailbox.ended:
+            self._cancel()
+
+    def take(self) -> Event | None:
+        """The next one if there is one, of deltas all that wait."""
+        event = self._mailbox.take()
+        if event is not None:
+            self._account.note(event)
+        return event
+
+    async def arrival(self) -> None:
+        """Wait until there may be something to take."""
+        await self._mailbox.arrival()

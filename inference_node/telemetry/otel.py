@@ -13,7 +13,7 @@ own OTEL_* variables say so.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from opentelemetry import context as contexts
@@ -27,7 +27,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from inference_node.ended import Ended, Outcome
 from inference_node.telemetry.request_log import told
-from inference_node.tracing import Attributes, Calling, Headers, Serving, Trace
+from inference_node.tracing import Attributes, Calling, Headers, Received, Serving, Trace
 
 NAME = "lorapool"
 FAULTS = frozenset({"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED"})
@@ -63,8 +63,8 @@ class OtelTracing:
         return _Call(span, tuple(carrier.items()))
 
     @contextmanager
-    def serving(self, method: str, headers: Iterable[tuple[str, str | bytes]]) -> Iterator[Serving]:
-        carrier = {key: value for key, value in headers if isinstance(value, str)}
+    def serving(self, method: str, headers: Received) -> Iterator[Serving]:
+        carrier = {key: value for key, value in headers() or () if isinstance(value, str)}
         parent = self._propagator.extract(carrier, Context())
         with self._tracer.start_as_current_span(
             method,

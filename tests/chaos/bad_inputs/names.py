@@ -88,7 +88,9 @@ def _request(**fields: str) -> object:
     bounds = convert.Bounds(max_context=64, vocab_size=300)
     message = pb.GenerateRequest(prompt="hi", **fields)
     try:
-        return convert.to_request(message, bounds=bounds, encoder=ByteEncoder(), deadline=9.0)
+        return convert.to_request(
+            message, bounds=bounds, encoder=ByteEncoder(), deadline=9.0, new_id=lambda: "new"
+        )
     except InvalidRequest as error:
         short = len(str(error)) < MAX_MESSAGE
         raise (error.__cause__ if short and error.__cause__ else error) from error

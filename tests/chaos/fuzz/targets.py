@@ -103,7 +103,9 @@ def _notes(data: bytes) -> bool:
 def _request(data: bytes) -> bool:
     try:
         message = pb.GenerateRequest.FromString(data)
-        read = convert.to_request(message, bounds=BOUNDS, encoder=ByteEncoder(), deadline=9.0)
+        read = convert.to_request(
+            message, bounds=BOUNDS, encoder=ByteEncoder(), deadline=9.0, new_id=lambda: "new"
+        )
     except (DecodeError, InvalidRequest):
         return False
     objection = models.request(read, context=BOUNDS.max_context, vocabulary=BOUNDS.vocab_size)

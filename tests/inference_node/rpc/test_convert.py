@@ -10,13 +10,16 @@ from inference_node.errors import InvalidRequest
 from inference_node.pb.lorapool.v1 import inference_pb2 as pb
 from inference_node.request import Output, Request, Sampling, Stopping
 from inference_node.rpc import convert
+from inference_node.rpc.request_ids import RequestIds
 from tests.inference_node.rpc.scripted_engine import ByteEncoder
 
 BOUNDS = convert.Bounds(max_context=64, vocab_size=300)
 
 
 def to_request(message: pb.GenerateRequest) -> Request:
-    return convert.to_request(message, bounds=BOUNDS, encoder=ByteEncoder(), deadline=9.0)
+    return convert.to_request(
+        message, bounds=BOUNDS, encoder=ByteEncoder(), deadline=9.0, new_id=RequestIds()
+    )
 
 
 def test_an_almost_empty_request_takes_the_documented_defaults() -> None:
