@@ -7,7 +7,8 @@ is the median over the repetitions of ours over theirs in the same one. Sides ar
 is the edge's alone. Exits with 1 when a ratio falls short of its target.
 
 unary   calls a second, of one token each, 64 at a time on 4 connections
-stream  messages a second, streams of 128 tokens, 64 at a time
+stream  messages a second, streams of 128 tokens, 64 at a time; the node joins tokens that wait, so
+        tokens a second are told too: of bare, one for each message
 open    1,000 streams at once: all have their first token before any ends
 h2load  the calls of `unary` by a caller that nobody here wrote (Debian: nghttp2-client); only where
         it is on PATH
@@ -149,7 +150,9 @@ def report(
         ratios["h2load_over_bare"] = {"skipped": "h2load is not on PATH (nghttp2-client)"}
     return {
         **ratios,
-        "rates": {kind: {name: _rate(series[kind, name]) for name in SIDES} for kind in kinds},
+        "rates": {
+            kind: {name: _rate(kind, series[kind, name]) for name in SIDES} for kind in kinds
+        },
         "open_at_once": many,
         "machine": about,
         "versions": versions,
@@ -168,9 +171,12 @@ def _ratio(key: str, ours: Sequence[Served], theirs: Sequence[Served]) -> dict[s
     }
 
 
-def _rate(served: Sequence[Served]) -> dict[str, float]:
+def _rate(kind: str, served: Sequence[Served]) -> dict[str, float]:
     latencies = [latency for one in served for latency in one.latencies]
     rates = {"a_second": rounded(statistics.median(one.rate for one in served))}
+    if kind == "stream":
+        told = [TOKENS * len(one.latencies) / one.seconds for one in served]
+        rates["tokens_a_second"] = rounded(statistics.median(told))
     for share, name in ((0.5, "p50_ms"), (0.99, "p99_ms")):
         if latencies:
             rates[name] = rounded(1e3 * percentile(latencies, share))
@@ -181,6 +187,11 @@ def _tell(found: dict[str, Any], out: Path) -> int:
     for kind, sides in found["rates"].items():
         told = ", ".join(f"{name} {rate['a_second']:,.0f}" for name, rate in sides.items())
         print(f"{kind:8} a second: {told}")
+        if kind == "stream":
+            told = ", ".join(
+                f"{name} {rate['tokens_a_second']:,.0f}" for name, rate in sides.items()
+            )
+            print(f"{'':8} tokens a second: {told}")
     for key in RATIOS:
         one = found[key]
         told = f"{one['value']:.2f} {one['spread']}" if "value" in one else one["skipped"]
