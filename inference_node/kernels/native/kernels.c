@@ -135,6 +135,31 @@ typedef struct {
     const float *scale;
 } Routing;
 
+/* Where the tiles of part `part` of `parts` begin: of pages that rows read, each part has about as many. */
+static inline int64_t first_tile(const Routing *routing, int64_t part, int64_t parts) {
+    int64_t low = 0, high = routing->tiles;
+    int64_t before = (int64_t)routing->first[routing->tile[high]] * part / parts;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (routing->first[routing->tile[middle]] < before)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The tasks of this thread: tiles, or where there are few, each of them in `parts`. */
+typedef struct {
+    int64_t parts, from, to;
+} Share;
+
+static inline Share share_of(const Routing *routing, int64_t parts) {
+    int64_t me = thread_index(), all = threads(), tasks = routing->tiles * parts;
+    if (routing->tiles < 2 * all) return (Share){parts, tasks * me / all, tasks * (me + 1) / all};
+    return (Share){1, first_tile(routing, me, all), first_tile(routing, me + 1, all)};
+}
+
 #define T float
 #define LOAD f32_load
 #define STORE f32_store

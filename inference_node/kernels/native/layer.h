@@ -58,9 +58,10 @@ static inline double begin_part(const Step *step) {
 
 /* The pages of the tiles that this thread multiplies. */
 static void pages_ahead(Ahead *ahead, const Group *group, const Routing *routing) {
+    if (!routing->tiles) return;
     int64_t me = thread_index(), all = threads();
-    int64_t first = routing->tiles * me / all, last = routing->tiles * (me + 1) / all;
-    for (int64_t t = first; t < last; t++) {
+    int64_t end = first_tile(routing, me + 1, all);
+    for (int64_t t = first_tile(routing, me, all); t < end; t++) {
         int32_t run = routing->tile[t];
         for (int32_t pair = routing->first[run]; pair < routing->first[run + 1]; pair++) {
             int64_t page = routing->page[pair], ranks = RANKS * (int64_t)sizeof(bf16);

@@ -68,11 +68,10 @@ static void NAME(shrink)(float *restrict h, const T *restrict x, int64_t x_strid
     const int32_t *row = routing->row, *page = routing->page;
     const float *scale = routing->scale;
     int32_t pairs = first[tile[routing->tiles]];
-    /* A task is a tile, which reads its pages from end to end, or one slice of it where there are few. */
-    int64_t at_once = routing->tiles >= 2 * threads() ? slices : 1, parts = slices / at_once;
-#pragma omp for schedule(static) nowait
-    for (int64_t task = 0; task < routing->tiles * parts; task++) {
-        int64_t t = task / parts, from = task % parts * at_once;
+    Share own = share_of(routing, slices);
+    int64_t at_once = slices / own.parts;
+    for (int64_t task = own.from; task < own.to; task++) {
+        int64_t t = task / own.parts, from = task % own.parts * at_once;
         int32_t run = tile[t], end = tile[t + 1];
         int64_t pages = first[run + 1] - first[run], h_stride = pages * slices * RANKS;
         for (int32_t rows; run < end; run += rows) {
@@ -147,8 +146,9 @@ static void NAME(expand_add)(T *restrict y, int64_t y_stride, const float *restr
         strips += (outs[slice] + wide - 1) / wide;
         width += outs[slice];
     }
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < routing->tiles * strips; task++) {
+    Share own = share_of(routing, strips);
+    int64_t at_once = strips / own.parts;
+    for (int64_t task = own.from * at_once; task < own.to * at_once; task++) {
         int64_t t = task / strips, strip = task % strips, slice = 0, column = 0;
         while (strip >= (outs[slice] + wide - 1) / wide) {
             strip -= (outs[slice] + wide - 1) / wide;
@@ -181,6 +181,7 @@ static void NAME(expand_add)(T *restrict y, int64_t y_stride, const float *restr
             run += rows;
         }
     }
+#pragma omp barrier
 }
 
 void NAME(lora_expand_add)(T *y, int64_t y_stride, const float *h, const T *b, int64_t b_stride,
