@@ -26,7 +26,9 @@ static inline void foresee(const bf16 *block, int64_t tokens, int64_t stride) {
     for (; at < end; at += 64) _mm_prefetch(at, _MM_HINT_T0);
 }
 
-/* weights[0 .. tokens] become e^(w - max); the rest of the last sixteen become 0. Their sum. */
+/* weights[0 .. tokens] become e^(w - max), rounded to bfloat16 and side by side from where they begin; the
+ * rest of the last sixteen become 0. Their sum.
+ */
 static inline float exponentials(float *weights, int64_t tokens) {
     int64_t whole = (tokens + TOKENS - 1) / TOKENS * TOKENS;
     float top = weights[0];
@@ -38,8 +40,9 @@ static inline float exponentials(float *weights, int64_t tokens) {
         w = exp_nonpositive16(w - top);
         if (from + TOKENS > tokens)
             w = (vec)_mm512_maskz_mov_ps((__mmask16)((1u << (tokens - from)) - 1), (__m512)w);
-        memcpy(weights + from, &w, sizeof w);
-        total += w;
+        raw16_bf16 rounded = bf16_narrow(w);
+        memcpy((bf16 *)weights + from, &rounded, sizeof rounded);
+        total += bf16_widen(rounded);
     }
     return _mm512_reduce_add_ps((__m512)total);
 }
@@ -68,23 +71,43 @@ static inline __attribute__((always_inline)) void scores(float *weights, int64_t
                          _mm512_mul_ps(sums_of_lanes(sums[head]), _mm512_set1_ps(scale)));
 }
 
+/* Where two vectors of 32 lie element by element side by side: the first 16 of both, and the others. */
+static const uint16_t PAIRED[2][32] __attribute__((aligned(64))) = {
+    {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
+     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+    {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+     24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+
 /* sums[head] += weights[head, t] * v[t] over the tokens of one block, for `heads` heads of one key head:
- * a value is widened once for all of them. `heads` is a constant where it is inlined.
+ * two tokens at a time, which are laid side by side once for all of them. Weights are what
+ * `exponentials` leaves. `heads` is a constant where it is inlined.
  */
 static inline __attribute__((always_inline)) void weighted_sums(
     vec (*restrict sums)[MOST_DIM / 16], const float *restrict weights, int64_t scratch_tokens,
-    const bf16 *restrict v, const int64_t dim, int64_t stride, int64_t tokens, const int heads) {
-    vec sum[4][MOST_DIM / 16];
+    int64_t from, const bf16 *restrict v, const int64_t dim, int64_t stride, int64_t tokens,
+    const int heads) {
+    const __m512i first = _mm512_load_si512(PAIRED[0]), second = _mm512_load_si512(PAIRED[1]);
+    __m512 sum[4][MOST_DIM / 16];
     for (int head = 0; head < heads; head++)
-        for (int64_t i = 0; i < dim / 16; i++) sum[head][i] = sums[head][i];
-    for (int64_t t = 0; t < tokens; t++, v += stride)
-        for (int64_t i = 0; i < dim / 16; i++) {
-            vec value = load16_bf16(v + i * 16);
-            for (int head = 0; head < heads; head++)
-                sum[head][i] += weights[head * scratch_tokens + t] * value;
+        for (int64_t i = 0; i < dim / 16; i++) sum[head][i] = (__m512)sums[head][i];
+    for (int64_t t = 0; t < tokens; t += 2, v += 2 * stride) {
+        /* The last of an odd number stands in for its neighbour, whose weight is 0. */
+        const bf16 *later = t + 1 < tokens ? v + stride : v;
+        __m512bh pairs[4];
+        for (int head = 0; head < heads; head++)
+            pairs[head] = both_inputs((const bf16 *)(weights + head * scratch_tokens) + from + t);
+        for (int64_t i = 0; i < dim; i += 32) {
+            __m512i a = _mm512_loadu_si512(v + i), b = _mm512_loadu_si512(later + i);
+            __m512bh low = (__m512bh)_mm512_permutex2var_epi16(a, first, b);
+            __m512bh high = (__m512bh)_mm512_permutex2var_epi16(a, second, b);
+            for (int head = 0; head < heads; head++) {
+                sum[head][i / 16] = _mm512_dpbf16_ps(sum[head][i / 16], low, pairs[head]);
+                sum[head][i / 16 + 1] = _mm512_dpbf16_ps(sum[head][i / 16 + 1], high, pairs[head]);
+            }
         }
+    }
     for (int head = 0; head < heads; head++)
-        for (int64_t i = 0; i < dim / 16; i++) sums[head][i] = sum[head][i];
+        for (int64_t i = 0; i < dim / 16; i++) sums[head][i] = (vec)sum[head][i];
 }
 
 /* As attend in typed.h, for `kv_heads` key heads side by side. dim: a multiple of 32, up to MOST_DIM;
@@ -122,7 +145,7 @@ static inline __attribute__((always_inline)) void attend_blocks(
                 int64_t left = end - head, some = left < at_once ? left : at_once;
 #define SUMS(n)                                                                                  \
     case n:                                                                                      \
-        weighted_sums(sums + head, weights + head * scratch_tokens + from, scratch_tokens,       \
+        weighted_sums(sums + head, weights + head * scratch_tokens, scratch_tokens, from,        \
                       vs + kv * dim, dim, stride, count, n);                                     \
         break;
                 switch (some) { SUMS(1) SUMS(2) SUMS(3) SUMS(4) }
