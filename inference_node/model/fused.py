@@ -141,6 +141,8 @@ def fuse_whole(model: Any, layers: FusedLayers, library: Library) -> FusedModel 
         return None
     below, embedding = model.model, model.get_input_embeddings()
     tied = isinstance(embedding, PanelEmbedding)
+    if not tied and embedding.weight.shape[0] != 16 * head.weight.shape[0]:
+        return None
     if any(each.weight.dtype != torch.bfloat16 for each in (embedding, below.norm)):
         return None
     around = Surroundings(
