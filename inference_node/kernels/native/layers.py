@@ -85,6 +85,10 @@ class DecoderLayers:
         self.step = Step(block_tokens=k_caches[0].shape[1])
         self._during: tuple[object, ...] = ()
         self._timed: object = None
+        self._routed = False
+        """Whether the step says which rows read which pages."""
+        self._shared = 0
+        """Rows that the scratch is laid out for."""
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
         self._h = torch.empty(0)
 
@@ -100,7 +104,11 @@ class DecoderLayers:
         )
         step.attended, step.table_width = attention.decode_blocks.shape
         step.cos = step.sin = step.position = None
-        self._share_scratch(rows)
+        if rows != self._shared:
+            self._share_scratch(rows)
+        if lora is None and not self._routed:
+            return
+        self._routed = lora is not None
         pairs = 0
         for index, name in enumerate(GROUPS):
             plan = lora.groups[index] if lora is not None else None
@@ -174,6 +182,7 @@ class DecoderLayers:
             "second": self.hidden,
             "third": self.hidden,
         }
+        self._shared = rows
         needed = rows * sum(widths.values())
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed, dtype=torch.bfloat16)
