@@ -11,7 +11,7 @@ import torch
 from inference_node.config import EngineConfig
 from inference_node.engine.runner import Drawn, Runner
 from inference_node.engine.scheduler import Step
-from inference_node.model.batch import ForwardBatch
+from inference_node.model.batch import Decoded, ForwardBatch
 from inference_node.model.decoder import Decoder
 from tests.inference_node.engine.oracle import Oracle
 from tests.inference_node.harness import Answer, Node
@@ -32,11 +32,12 @@ class Logits:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.rows: dict[str, list[torch.Tensor]] = {}
         self._last = torch.empty(0)
-        forward, run = Decoder.forward, Runner.run
+        decide, run = Decoder.decide, Runner.run
 
-        def see_forward(decoder: Decoder, batch: ForwardBatch) -> torch.Tensor:
-            self._last = forward(decoder, batch).clone()
-            return self._last.clone()
+        def see_decide(decoder: Decoder, batch: ForwardBatch) -> Decoded:
+            decoded = decide(decoder, batch)
+            self._last = decoded.logits.clone()
+            return decoded
 
         def see_run(runner: Runner, step: Step) -> list[Drawn]:
             drawn = run(runner, step)
@@ -44,7 +45,7 @@ class Logits:
                 self.rows.setdefault(one.sequence.request.request_id, []).append(row)
             return drawn
 
-        patch.setattr(Decoder, "forward", see_forward)
+        patch.setattr(Decoder, "decide", see_decide)
         patch.setattr(Runner, "run", see_run)
 
     def of(self, answer: Answer) -> torch.Tensor:
