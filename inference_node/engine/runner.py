@@ -10,7 +10,6 @@ hold; it is kept nowhere.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +21,7 @@ from inference_node.engine.logprobs import score
 from inference_node.engine.sampler import sample
 from inference_node.engine.scheduler import Step, Work
 from inference_node.engine.sequence import Sequence
-from inference_node.kernels.lora import PAGE_RANKS, LoraPlan, SlotPages
+from inference_node.kernels.lora import PAGE_RANKS, LoraPlan
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.model.batch import Decoded, ForwardBatch
 from inference_node.model.decoder import Decoder
@@ -206,8 +205,6 @@ class Runner:
 
     def batch(self, step: Step) -> ForwardBatch:
         """The step's rows, in its order: as attention wants it."""
-        if self._by_row > 1 and all(map(_decodes, step.work)):
-            return self._next_tokens([item.sequence for item in step.work])
         token_ids: list[int] = []
         positions: list[int] = []
         chunks: list[Chunk] = []
@@ -236,42 +233,16 @@ class Runner:
                 device=self._device,
                 by_row=self._by_row,
             ),
-            lora=self._lora(segments),
+            lora=LoraPlan.build(
+                segments,
+                groups=len(self._pool.groups),
+                device=self._device,
+                dtype=self._decoder.base.dtype,
+                in_place=self._decoder.backend.rows is not None,
+            ),
             logit_rows=torch.tensor(
                 logit_rows + prompt_rows, dtype=torch.int64, device=self._device
             ),
-        )
-
-    def _next_tokens(self, sequences: Rows[Sequence]) -> ForwardBatch:
-        """One row for each, its last token."""
-        positions = [sequence.cached for sequence in sequences]
-        leases = (sequence.lease for sequence in sequences)
-        device = self._device
-        return ForwardBatch(
-            token_ids=torch.tensor([s.tokens[s.cached] for s in sequences], device=device),
-            positions=torch.tensor(positions, device=device),
-            attention=AttentionPlan.of_single_tokens(
-                [sequence.block_table for sequence in sequences],
-                positions,
-                block_tokens=self._block_tokens,
-                device=device,
-            ),
-            lora=self._lora(
-                [
-                    (row, 1, None if held is None else self._pool.routing(held))
-                    for row, held in enumerate(leases)
-                ]
-            ),
-            logit_rows=torch.arange(len(positions), device=device),
-        )
-
-    def _lora(self, segments: Rows[tuple[int, int, SlotPages | None]]) -> LoraPlan | None:
-        return LoraPlan.build(
-            segments,
-            groups=len(self._pool.groups),
-            device=self._device,
-            dtype=self._decoder.base.dtype,
-            in_place=self._decoder.backend.rows is not None,
         )
 
     def _fresh_blocks(self, step: Step) -> list[int]:

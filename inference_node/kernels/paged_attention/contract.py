@@ -89,39 +89,6 @@ class AttentionPlan:
         return seen[:, None, None, :]
 
     @classmethod
-    def of_single_tokens(
-        cls,
-        tables: Sequence[Sequence[int]],
-        positions: Sequence[int],
-        *,
-        block_tokens: int,
-        device: torch.device,
-    ) -> AttentionPlan:
-        """What `build` makes of one token of each sequence where contexts are counted, sooner.
-
-        A token's place is in the block of its position.
-        """
-        used = [position // block_tokens + 1 for position in positions]
-        width = max(used)
-        table = [
-            [*own[:some], *[0] * (width - some)] for own, some in zip(tables, used, strict=True)
-        ]
-        slots = [
-            own[some - 1] * block_tokens + position % block_tokens
-            for own, some, position in zip(tables, used, positions, strict=True)
-        ]
-        contexts = [position + 1 for position in positions]
-        return cls(
-            torch.tensor(slots, device=device),
-            len(contexts),
-            torch.tensor(table, device=device),
-            torch.tensor(contexts, device=device),
-            None,
-            (),
-            max(contexts),
-        )
-
-    @classmethod
     def build(
         cls,
         chunks: Sequence[Chunk],

@@ -212,14 +212,3 @@ def test_shapes_that_do_not_fit_the_cache_are_refused() -> None:
     for shape in ((1, HEADS + 1, DIM), (1, HEADS, DIM - 1), (HEADS, DIM)):
         with pytest.raises(ValueError, match="does not fit"):
             paged_attention(torch.zeros(shape), cache.k, cache.v, plan, scale=SCALE)
-
-
-def test_a_plan_of_single_tokens_is_that_of_their_chunks() -> None:
-    tables, positions = [(3, 4, 9), (7, 5), (1, 2, 6)], [2 * BLOCK, BLOCK - 1, 2 * BLOCK + 1]
-    chunks = [Chunk(table, place, 1) for table, place in zip(tables, positions, strict=True)]
-    built = AttentionPlan.build(chunks, block_tokens=BLOCK, device=CPU, by_row=100)
-    found = AttentionPlan.of_single_tokens(tables, positions, block_tokens=BLOCK, device=CPU)
-    for name in ("slots", "decode_blocks", "decode_contexts"):
-        assert torch.equal(getattr(found, name), getattr(built, name)), name
-    for name in ("decode_rows", "decode_mask", "long", "longest", "window"):
-        assert getattr(found, name) == getattr(built, name), name
