@@ -43,15 +43,12 @@ class _PagedCache:
     def __init__(self, backend: Backend, rules: tuple[AttentionRule, ...]) -> None:
         self.backend = backend
         self.rules = rules
+        self.plain = all(rule.window is None and rule.softcap is None for rule in rules)
+        """Whether every layer attends whole contexts, uncapped."""
         self.k: list[torch.Tensor] = []  # [layers] of [blocks, block_tokens, kv_heads, head_dim]
         self.v: list[torch.Tensor] = []
         self.plan: AttentionPlan | None = None
         self._windows: dict[int, AttentionPlan] = {}
-
-    @property
-    def plain(self) -> bool:
-        """Whether every layer attends whole contexts, uncapped."""
-        return all(rule.window is None and rule.softcap is None for rule in self.rules)
 
     def begin(self, plan: AttentionPlan | None) -> None:
         """The step that starts, or None when it has ended."""
@@ -228,8 +225,9 @@ class Decoder:
         """The step in one native call, if it can be."""
         if self._fused is None:
             return None
-        self._fused.begin(batch.lora, batch.attention)
-        if self._whole is None or not self._fused.native.whole:
+        layers = self._fused.native
+        layers.begin(batch.lora, batch.attention)
+        if self._whole is None or not layers.whole:
             return None
         return self._whole.forward(batch)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference_node.kernels.lora import GroupPool, LoraPlan, ModuleMap
+from inference_node.kernels.lora import GroupPool, ModuleMap
 from inference_node.kernels.native import (
     DecoderLayer,
     DecoderLayers,
@@ -24,7 +24,6 @@ from inference_node.kernels.native import (
     Surroundings,
     WholeModel,
 )
-from inference_node.kernels.paged_attention import AttentionPlan
 from inference_node.kernels.quant4 import NativeLinear
 from inference_node.model.batch import Decoded, ForwardBatch
 from inference_node.model.llama import LlamaLayer, llama_layers
@@ -60,15 +59,12 @@ class Angles:
 
 
 class FusedLayers:
-    """Every layer of one model; holds what the running step needs."""
+    """Every layer of one model; `native` holds what the running step needs."""
 
     def __init__(self, native: DecoderLayers, attend: Any) -> None:
         """`attend(layer, q)` is paged attention over the running step's plan."""
         self.native = native
         self._attend = attend
-
-    def begin(self, lora: LoraPlan | None, attention: AttentionPlan) -> None:
-        self.native.begin(lora, attention)
 
     def forward(
         self,
@@ -89,7 +85,7 @@ class FusedModel:
     """Whole steps of one model."""
 
     def __init__(
-        self, native: WholeModel, embedding: Callable[..., Any], like: torch.Tensor
+        self, native: WholeModel, embedding: Callable[..., Any], *, like: torch.Tensor
     ) -> None:
         """`embedding` turns positions to angles, of the type of `like`."""
         self.native = native

@@ -149,6 +149,15 @@ static inline int64_t first_tile(const Routing *routing, int64_t part, int64_t p
     return low;
 }
 
+/* The pair whose page is read after that of `pair`, for `rows` runs from `run` on that read the same
+ * pages side by side. After the last one comes itself.
+ */
+static inline int32_t pair_after(const Routing *routing, int32_t run, int32_t rows, int32_t pair) {
+    const int32_t *first = routing->first;
+    int32_t after = pair + 1 < first[run + 1] ? pair + 1 : first[run + rows];
+    return after < first[routing->tile[routing->tiles]] ? after : pair;
+}
+
 /* The tasks of this thread: tiles, or where there are few, each of them in `parts`. */
 typedef struct {
     int64_t parts, from, to;

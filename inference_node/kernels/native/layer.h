@@ -26,7 +26,7 @@ typedef struct {
 typedef struct {
     int64_t rows;
     Routing qkv, o, gate_up, down;
-    const bf16 *cos, *sin; /* [places, dim] */
+    const bf16 *cos, *sin;   /* [places, dim] */
     const int64_t *position; /* [rows]: of each row among the places; absent: one place a row */
     int64_t places;
     const int64_t *slots;  /* [rows] */
@@ -34,7 +34,8 @@ typedef struct {
     int64_t attended, table_width, block_tokens;
     bf16 *wide, *narrow;   /* scratch: [rows, max(qkv, gate_up)], [rows, max(hidden, inner)] */
     bf16 *q, *attention;   /* scratch of model.h: [rows, heads, dim] */
-    bf16 *first, *second, *third; /* scratch of model.h: [rows, hidden] */
+    bf16 *first, *second;  /* scratch of model.h: [rows, hidden] */
+    bf16 *third;           /* the same */
     float *weights;        /* scratch of model.h: [threads, heads, weight_tokens] */
     int64_t weight_tokens; /* at least the longest context, a multiple of 16 */
     float *h;              /* scratch: [pairs, slices, RANKS] of the largest group */
@@ -59,9 +60,8 @@ static inline double begin_part(const Step *step) {
 /* The pages of the tiles that this thread multiplies. */
 static void pages_ahead(Ahead *ahead, const Group *group, const Routing *routing) {
     if (!routing->tiles) return;
-    int64_t me = thread_index(), all = threads();
-    int64_t end = first_tile(routing, me + 1, all);
-    for (int64_t t = first_tile(routing, me, all); t < end; t++) {
+    Share own = share_of(routing, 1);
+    for (int64_t t = own.from; t < own.to; t++) {
         int32_t run = routing->tile[t];
         for (int32_t pair = routing->first[run]; pair < routing->first[run + 1]; pair++) {
             int64_t page = routing->page[pair], ranks = RANKS * (int64_t)sizeof(bf16);

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,7 +35,6 @@ _PRODUCT_SIGNATURES: dict[str, list[type]] = {
     "dense_linear": [*[_PTR] * 3, *[_INT] * 3],
     "layer_before_attention": [_PTR] * 4,
     "layer_after_attention": [_PTR] * 5,
-    "model_forward": [_PTR] * 3,
 }
 FEW_ROWS = 64
 """Calls over up to this many rows take about a millisecond and keep the interpreter lock."""
@@ -60,23 +58,22 @@ class Library:
                 self._calls[name, dtype] = call
         self.multiplies_nf4 = hasattr(self._object, "nf4_linear")
         """Whether what needs AVX512-BF16 exists: `nf4.h`, `dense.h`, `layer.h`, `model.h`."""
-        self._product_calls: dict[tuple[str, bool], Callable[..., Any]] = {}
-        for few, handle in ((True, self._object), (False, ctypes.CDLL(str(path)))):
+        self._product_calls: dict[tuple[str, bool], Callable[..., None]] = {}
+        letting_go = ctypes.CDLL(str(path))
+        for few, handle in ((True, self._object), (False, letting_go)):
             for name, arguments in _PRODUCT_SIGNATURES.items() if self.multiplies_nf4 else ():
                 call = getattr(handle, name)
-                call.argtypes = arguments
-                call.restype = ctypes.c_int if name == "model_forward" else None
+                call.argtypes, call.restype = arguments, None
                 self._product_calls[name, few] = call
+        if self.multiplies_nf4:
+            letting_go.model_forward.argtypes = [_PTR] * 3
+            self.model_forward: Callable[..., int] = letting_go.model_forward
+            """A whole step: milliseconds, in which other threads of the interpreter go on."""
         self._scratch = torch.empty(0)
 
     def layer_call(self, name: str, *, rows: int) -> Callable[..., None]:
         """A function of `layer.h` that runs part of a layer; layers.py says what it takes."""
         return self._product_calls[name, rows <= FEW_ROWS]
-
-    @property
-    def model_forward(self) -> Callable[..., int]:
-        """A whole step: milliseconds, in which other threads of the interpreter go on."""
-        return self._product_calls["model_forward", False]
 
     def attention_scratch(self, heads: int, *, places: int) -> tuple[int, int]:
         """Where attention over up to `places` keys keeps its weights until the next call of this.

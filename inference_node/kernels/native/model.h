@@ -6,7 +6,7 @@ typedef struct {
     int64_t count, vocabulary;
     const bf16 *embedding; /* [vocabulary, hidden]; absent: the head's weight is the embedding too */
     const bf16 *head;      /* the same in panels, as in dense.h */
-    const bf16 *norm;             /* [hidden] */
+    const bf16 *norm;      /* [hidden] */
     float eps;
 } Model;
 

@@ -67,7 +67,6 @@ static void NAME(shrink)(float *restrict h, const T *restrict x, int64_t x_strid
     const int32_t *tile = routing->tile, *first = routing->first;
     const int32_t *row = routing->row, *page = routing->page;
     const float *scale = routing->scale;
-    int32_t pairs = first[tile[routing->tiles]];
     Share own = share_of(routing, slices);
     int64_t at_once = slices / own.parts;
     for (int64_t task = own.from; task < own.to; task++) {
@@ -77,9 +76,8 @@ static void NAME(shrink)(float *restrict h, const T *restrict x, int64_t x_strid
         for (int32_t rows; run < end; run += rows) {
             rows = end - run >= 4 ? 4 : 1;
             for (int32_t pair = first[run]; pair < first[run + 1]; pair++) {
-                int32_t after = pair + 1 < first[run + 1] ? pair + 1 : first[run + rows];
                 const T *xs = x + row[pair] * x_stride;
-                const T *later = a + page[after < pairs ? after : pair] * a_stride;
+                const T *later = a + page[pair_after(routing, run, rows, pair)] * a_stride;
                 for (int64_t slice = from; slice < from + at_once; slice++) {
                     const T *as = a + page[pair] * a_stride + slice * RANKS * in;
                     const T *next = later + slice * RANKS * in;
@@ -100,7 +98,7 @@ void NAME(lora_shrink)(float *h, const T *x, int64_t x_stride, const T *a, int64
     NAME(shrink)(h, x, x_stride, a, a_stride, slices, in, routing);
 }
 
-enum { NAME(TILE) = 8192 };
+enum { NAME(TILE) = 8192 }; /* Sums that are taken side by side: of four rows, or of one. */
 
 /* For `rows` rows, a constant where it is inlined: sum[row, i] += sum over r of h[row, r] * b[r, i]
  *
@@ -140,7 +138,6 @@ static void NAME(expand_add)(T *restrict y, int64_t y_stride, const float *restr
                              const int64_t *restrict outs, const Routing *routing) {
     const int32_t *tile = routing->tile, *first = routing->first;
     const int32_t *row = routing->row, *page = routing->page;
-    int32_t pairs = first[tile[routing->tiles]];
     int64_t strips = 0, width = 0, wide = NAME(TILE) / 4;
     for (int64_t slice = 0; slice < slices; slice++) {
         strips += (outs[slice] + wide - 1) / wide;
@@ -166,9 +163,9 @@ static void NAME(expand_add)(T *restrict y, int64_t y_stride, const float *restr
                 for (int64_t i = 0; i < count; i++)
                     sum[k * wide + i] = LOAD(ys[k * y_stride + i]);
             for (int32_t pair = first[run]; pair < first[run + 1]; pair++) {
-                int32_t after = pair + 1 < first[run + 1] ? pair + 1 : first[run + rows];
+                int32_t after = pair_after(routing, run, rows, pair);
                 const T *bs = b + page[pair] * b_stride + column;
-                const T *next = b + page[after < pairs ? after : pair] * b_stride + column;
+                const T *next = b + page[after] * b_stride + column;
                 const float *hs = h + (pair * slices + slice) * RANKS;
                 if (rows == 4)
                     NAME(expand_rows)(sum, wide, hs, h_stride, bs, next, width, count, 4);
