@@ -38,9 +38,11 @@ class Allowance:
 
     def refusal(self, key: VersionKey, size: int) -> QuotaExceeded | None:
         """Why a version of `size` bytes is not fetched for its tenant now; None when it may be."""
-        if self._on_host(key) is not None:
-            return None
-        return self._ledger.refusal(key.tenant, {COLD_LOADS: 1, FETCHED_BYTES: size})
+        return None if self._on_host(key) is not None else self._over(key.tenant, size)
+
+    def spent(self, tenant: str) -> QuotaExceeded | None:
+        """Why no version of any size is fetched for the tenant now; None when one may be."""
+        return self._over(tenant, 1)
 
     def begun(self, key: VersionKey, size: int) -> None:
         """A version is brought: fetched, unless it is on the host."""
@@ -64,6 +66,9 @@ class Allowance:
     def busy(self, tenant: str) -> QuotaExceeded:
         """What to tell who waited for pages that the tenant's own requests hold."""
         return exceeded(PAGES, self._most(tenant), BUSY_RETRY_SECONDS)
+
+    def _over(self, tenant: str, size: int) -> QuotaExceeded | None:
+        return self._ledger.refusal(tenant, {COLD_LOADS: 1, FETCHED_BYTES: size})
 
     def _most(self, tenant: str) -> float:
         return self._table().of(tenant).resident_pages

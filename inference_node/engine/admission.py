@@ -103,6 +103,12 @@ class Admission:
 
     def claim(self, claim: Claim) -> None:
         """Find out which version a claim is for, and see that it is granted."""
+        ref = claim.ref
+        if not claim.patient and self.names.serving(ref.tenant, ref.adapter) is None:
+            refusal = self.arrivals.refusal(ref)
+            if refusal is not None:
+                claim.refuse(refusal)
+                return
         self._look_up([claim])
 
     def _look_up(self, claims: list[Claim]) -> None:
@@ -353,11 +359,10 @@ class Admission:
     def _bind(self, claim: Claim, entry: Entry, target: Target | None = None) -> None:
         """Bind the claim to an entry for good; `target` is given when it may not be resident."""
         claim.bind(entry)
-        if self._slots.resident(entry.key) is not None:
+        if target is not None:
+            self.arrivals.claim(claim, target)
+        else:
             claim.grant()
-            return
-        assert target is not None, "a served name is resident"
-        self.arrivals.claim(claim, target)
 
     def _on_learned(self, news: Learned) -> None:
         name = (news.tenant, news.adapter)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from adapter_store.layout import AdapterRef
 from adapter_store.record import VersionRef
 from inference_node.adapters.allowance import Allowance
 from inference_node.adapters.backoff import Backoff, Delays
@@ -23,12 +24,14 @@ from inference_node.adapters.weights import HostAdapter
 from inference_node.engine.claims import Claim
 from inference_node.engine.names import Name, Names
 from inference_node.engine.successors import Successors
-from inference_node.errors import EngineFailure, LoadFailed, NodeError, PoolFull
+from inference_node.errors import EngineFailure, LoadFailed, NodeError, PoolFull, QuotaExceeded
 
 log = logging.getLogger(__name__)
 
 RETRIES = Delays(first=1.0, longest=60.0)
 """Of a version whose loading failed for a reason that may pass."""
+REMEMBERED = 65_536
+"""Names: more than any node holds adapters."""
 
 
 @dataclass(slots=True)
@@ -77,6 +80,8 @@ class Arrivals:
         self._coming: dict[VersionKey, Arrival] = {}
         self._setbacks: Backoff[VersionKey] = Backoff(RETRIES, clock=clock, random=random)
         self._successors = Successors()
+        self._brought: dict[Name, None] = {}
+        """Names that anything was brought for, the last one last."""
         self.meter = LoadMeter()
 
     @property
@@ -89,6 +94,17 @@ class Arrivals:
         """How many such versions there are."""
         return sum(arrival.host is None for arrival in self._coming.values())
 
+    def refusal(self, ref: AdapterRef) -> QuotaExceeded | None:
+        """Why its tenant need not ask the store what a reference means: it may load nothing now,
+        and nothing was ever brought here under that name.
+
+        So a flood of cold names costs the store nothing once the quota is spent. Nobody looks
+        whether the name means what is here under another one, or nothing at all.
+        """
+        if (ref.tenant, ref.adapter) in self._brought:
+            return None
+        return self._allowance.spent(ref.tenant)
+
     def claim(self, claim: Claim, target: Target) -> None:
         """Grant the claim when the version is resident: now, or once it is."""
         key = target.entry.key
@@ -100,8 +116,10 @@ class Arrivals:
             claim.refuse(setback)
         elif not claim.patient and (refusal := self._allowance.refusal(key, target.size)):
             claim.refuse(refusal)
+            return
         else:
             self._begin(replace(target, trace=claim.trace)).claims.append(claim)
+        self._note(target.entry)
 
     def bring(self, target: Target) -> None:
         """Serve `target` under its bare name: now if it is resident, else when it is.
@@ -110,6 +128,7 @@ class Arrivals:
         waits, and gives way to a newer one.
         """
         entry = target.entry
+        self._note(entry)
         if self._slots.resident(entry.key) is not None:
             self._names.serve(entry)
             return
@@ -304,6 +323,13 @@ class Arrivals:
         )
         self._loader.prepare(target)
         return arrival
+
+    def _note(self, entry: Entry) -> None:
+        name = (entry.tenant, entry.adapter)
+        self._brought.pop(name, None)
+        self._brought[name] = None
+        if len(self._brought) > REMEMBERED:
+            del self._brought[next(iter(self._brought))]
 
     def _must_wait(self, entry: Entry) -> bool:
         """Whether the next version of a name is not to be fetched yet."""

@@ -116,7 +116,7 @@ def _forget(error: NodeError) -> bool:
 Patch = Callable[[EngineLoop], Any]
 BUGS: Mapping[str, Patch] = {
     "a tenant loads as much as it likes": lambda engine: mock.patch.object(
-        Allowance, "refusal", return_value=None
+        Allowance, "_over", return_value=None
     ),
     "an answer is kept when its caller has left": lambda engine: mock.patch.object(
         Mailbox, "__init__", _hoarding

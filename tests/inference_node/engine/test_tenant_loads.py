@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from adapter_store.layout import AdapterRef
 from inference_node.adapters.allowance import Allowance
 from inference_node.adapters.versions import VersionKey
+from inference_node.engine import arrivals
+from inference_node.engine.claims import Claim
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import NodeError, QuotaExceeded
 from inference_node.quotas import Quota, QuotaTable
@@ -19,9 +22,10 @@ def desk(*, pages: int = 8, **limits: float) -> ScriptedAdmission:
 
 
 def cold(desk: ScriptedAdmission, name: str, *, tenant: str = "t") -> Sequence:
-    """A request for an adapter that is nowhere on the node, as far as its look-up."""
+    """A request for an adapter that is nowhere on the node, as far as its look-up if it has one."""
     sequence = desk.ask(name, tenant=tenant)
-    desk.resolve(target(name, tenant=tenant))
+    if sequence not in desk.failed:
+        desk.resolve(target(name, tenant=tenant))
     return sequence
 
 
@@ -52,8 +56,50 @@ def test_a_flood_of_cold_names_is_held_to_the_tenants_loads_and_told_when_to_com
 def test_control_without_the_allowance_a_flood_fetches_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Allowance, "refusal", lambda *_: None)
+    monkeypatch.setattr(Allowance, "_over", lambda *_: None)
     assert flood(desk(cold_loads_per_minute=6), "t") == 50
+
+
+def test_once_its_loads_are_spent_the_store_is_not_asked_about_names_that_were_never_here() -> None:
+    busy = desk(pages=1, cold_loads_per_minute=1)
+    busy.end(busy.load(target("ada")))
+    busy.end(busy.load(target("theirs", tenant="u")))
+    assert busy.serves("ada") is None
+    refused = busy.ask("ben")
+    assert quota(busy.failed[refused]) == ("cold_loads_per_minute", 60.0)
+    assert busy.loader.lookups == []
+    busy.ask("ada")
+    assert [one.ref.adapter for one in busy.loader.lookups] == ["ada"], "it may be on the host"
+    busy.resolve(target("ada"))
+    busy.now += 60.0
+    busy.ask("ben")
+    assert [one.ref.adapter for one in busy.loader.lookups] == ["ben"]
+
+
+def test_who_is_ordered_to_be_here_is_looked_up_whatever_its_tenant_has_spent() -> None:
+    busy = desk(cold_loads_per_minute=1)
+    cold(busy, "ada")
+    refused: list[NodeError] = []
+    ordered = Claim(
+        "order",
+        AdapterRef("t", "ben"),
+        0,
+        bind=lambda entry: None,
+        grant=lambda: None,
+        refuse=refused.append,
+        patient=True,
+    )
+    busy.admission.claim(ordered)
+    assert [one.ref.adapter for one in busy.loader.lookups] == ["ben"]
+    assert refused == []
+
+
+def test_names_that_were_here_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "REMEMBERED", 2)
+    busy = desk(cold_loads_per_minute=3)
+    for name in ("a", "b", "c"):
+        busy.end(busy.load(target(name)))
+    assert [name for _, name in busy.admission.arrivals._brought] == ["b", "c"]
 
 
 def test_what_is_here_or_on_its_way_costs_no_load() -> None:
