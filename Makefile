@@ -89,7 +89,7 @@ fleet-sim: setup $(TOOLS) ## up to 1,000 nodes and 1,000,000 adapters, simulated
 placement: setup $(TOOLS) ## 2,000 adapters on 3 real nodes behind Envoy, beside what fleet-sim says of them
 	$(BIN)/python -m benchmarks.placement
 
-chaos: setup $(TOOLS) ## the proof suite, half an hour; SCALE=0.1 shortens it, ROWS=T4,T7 chooses
+chaos: setup $(TOOLS) ## the proof suite, 47 minutes; SCALE=0.1 shortens it, ROWS=T4,T7 chooses
 	$(BIN)/python -m tests.chaos --scale $(SCALE) --seed $(SEED) $(if $(ROWS),--rows $(ROWS))
 
 fleet: setup $(TOOLS) ## the proof of the fleet: three nodes, flips, faults, in 15 minutes; SCALE=0.1 shortens it

@@ -7,7 +7,8 @@ tenant's table leaves out is taken from the default's:
     requests_per_second = 20
     tokens_per_second = 10_000      # of prompts and answers
     concurrent = 32
-    cold_loads_per_minute = 30      # versions that are on this node neither on device nor host
+    cold_loads_per_minute = 30      # versions that are on this node neither on device nor host;
+                                    # once spent, names that were never here are refused unseen
     fetch_bytes_per_second = 20_000_000
     resident_pages = 64             # of the adapter pool, all module groups together
     max_priority = 0                # requests that ask for a higher one are refused
