@@ -169,6 +169,9 @@ static inline Share share_of(const Routing *routing, int64_t parts) {
     return (Share){1, first_tile(routing, me, all), first_tile(routing, me + 1, all)};
 }
 
+/* Whether threads share so many rows one by one: fewer are shared in parts. */
+static inline int rows_whole(int64_t rows, int64_t threads) { return rows >= 2 * threads; }
+
 #define T float
 #define LOAD f32_load
 #define STORE f32_store

@@ -125,14 +125,6 @@ static inline void add_row(bf16 *y, const bf16 *a, const bf16 *b, int64_t width)
         store16_bf16(y + i, load16_bf16(a + i) + load16_bf16(b + i));
 }
 
-/* x * sigmoid(x), rounded. */
-static inline raw16_bf16 silu16(vec x) {
-    ints16 negative = x < 0;
-    vec e = exp_nonpositive16(-(vec)((ints16)x & 0x7FFFFFFF)), one = 1.0f - (vec){0};
-    vec above = (vec)(((ints16)e & negative) | ((ints16)one & ~negative));
-    return bf16_narrow(x * (above / (1.0f + e)));
-}
-
 /* Turn one head by its position's angle; the halves are the two parts of each pair. */
 static void rotate(bf16 *restrict y, const bf16 *restrict x, const bf16 *restrict cos,
                    const bf16 *restrict sin, int64_t dim) {
@@ -157,9 +149,11 @@ static void rotate(bf16 *restrict y, const bf16 *restrict x, const bf16 *restric
     }
 }
 
-/* `attended`: the layer itself, unless its keys and values were asked for already. */
+/* `attended`: the layer itself, unless its keys and values were asked for already. Where rows are `apart`,
+ * each thread goes on when it has made its own, every so many as there are threads.
+ */
 static void before_attention(const Layer *layer, const Step *step, const bf16 *x, bf16 *q,
-                             const Layer *attended) {
+                             const Layer *attended, int apart) {
     int64_t hidden = layer->hidden, dim = layer->dim, width = layer->qkv.product.out;
     int64_t heads = layer->heads, kv_heads = layer->kv_heads;
 #pragma omp for schedule(static)
@@ -167,7 +161,7 @@ static void before_attention(const Layer *layer, const Step *step, const bf16 *x
         rms_norm(step->narrow + row * hidden, x + row * hidden, layer->norm_before, hidden,
                  layer->eps);
     multiply(step, &layer->qkv, &step->qkv, step->narrow, step->wide, attended);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static, 1) nowait
     for (int64_t row = 0; row < step->rows; row++) {
         const bf16 *made = step->wide + row * width;
         int64_t place = (step->position ? step->position[row] : row) * dim;
@@ -180,9 +174,13 @@ static void before_attention(const Layer *layer, const Step *step, const bf16 *x
             rotate(layer->k + slot + head * dim, made + head * dim, cos, sin, dim);
         memcpy(layer->v + slot, made + kv_heads * dim, sizeof(bf16) * (size_t)(kv_heads * dim));
     }
+    if (apart) return;
+#pragma omp barrier
 }
 
-/* `attended`: the layer that comes next, if it is attended in the same call. */
+/* `attended`: the layer that comes next, if it is attended in the same call. Each thread goes on when
+ * it has written its own rows of y.
+ */
 static void after_attention(const Layer *layer, const Step *step, const bf16 *restrict x,
                             const bf16 *restrict attention, bf16 *restrict y,
                             const Layer *attended) {
@@ -194,26 +192,33 @@ static void after_attention(const Layer *layer, const Step *step, const bf16 *re
         add_row(ys, x + row * hidden, ys, hidden);
         rms_norm(step->narrow + row * hidden, ys, layer->norm_after, hidden, layer->eps);
     }
-    multiply(step, &layer->gate_up, &step->gate_up, step->narrow, step->wide, 0);
+    bf16 *product = step->wide, *made = step->narrow;
+    if (step->gate_up.tiles) {
+        multiply(step, &layer->gate_up, &step->gate_up, step->narrow, step->wide, 0);
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < step->rows; row++) {
-        const bf16 *gate = step->wide + row * 2 * inner, *up = gate + inner;
-        bf16 *product = step->narrow + row * inner;
-        for (int64_t i = 0; i < inner; i += 16)
-            store16_bf16(product + i, bf16_widen(silu16(load16_bf16(gate + i))) * load16_bf16(up + i));
+        for (int64_t row = 0; row < step->rows; row++) {
+            const bf16 *gate = step->wide + row * 2 * inner, *up = gate + inner;
+            for (int64_t i = 0; i < inner; i += 16)
+                store16_bf16(step->narrow + row * inner + i, gated16(gate + i, up + i));
+        }
+        product = step->narrow, made = step->wide;
+    } else {
+        double began = begin_part(step);
+        nf4_gated(&layer->gate_up.product, step->rows, step->narrow, step->wide);
+        spend(step, BASE_LINEARS, began);
     }
-    multiply(step, &layer->down, &step->down, step->narrow, step->wide, attended);
-#pragma omp for schedule(static)
+    multiply(step, &layer->down, &step->down, product, made, attended);
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < step->rows; row++) {
         bf16 *ys = y + row * hidden;
-        add_row(ys, ys, step->wide + row * hidden, hidden);
+        add_row(ys, ys, made + row * hidden, hidden);
     }
 }
 
 /* q [rows, heads, dim] of x [rows, hidden]; keys and values go to their slots in the cache. */
 void layer_before_attention(const Layer *layer, const Step *step, const bf16 *x, bf16 *q) {
 #pragma omp parallel
-    before_attention(layer, step, x, q, layer);
+    before_attention(layer, step, x, q, layer, 0);
 }
 
 /* y [rows, hidden]: the layer's output, from its input x and attention's output [rows, heads, dim]. */

@@ -1,6 +1,8 @@
 /* A step of a whole Llama-shaped model in one call, from tokens to the likeliest next ones. */
 #ifdef NF4_PRODUCTS
 
+enum { MOST_APART = 64 };
+
 typedef struct {
     const Layer *layers;
     int64_t count, vocabulary;
@@ -23,6 +25,24 @@ static int within(const int64_t *index, int64_t count, int64_t end) {
     int64_t outside = 0;
     for (int64_t i = 0; i < count; i++) outside |= index[i] < 0 || index[i] >= end;
     return !outside;
+}
+
+/* Whether no row attends what another row of the step writes, and each thread attends every so many rows as
+ * there are threads: it need not wait for others between making a row's keys and attending them.
+ */
+int rows_are_apart(const Step *step, int64_t threads) {
+    int64_t rows = step->rows, width = step->table_width, size = step->block_tokens;
+    if (!rows_whole(rows, threads) || rows > MOST_APART) return 0;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t *table = step->table + row * width;
+        int64_t blocks = (step->context[row] + size - 1) / size;
+        for (int64_t other = 0; other < rows; other++) {
+            int64_t written = step->slots[other] / size, found = 0;
+            for (int64_t b = 0; b < blocks; b++) found |= table[b] == written;
+            if (found && other != row) return 0;
+        }
+    }
+    return 1;
 }
 
 /* to[i] = from[index[i]], `width` elements each. */
@@ -62,13 +82,14 @@ int model_forward(const Model *model, const Step *step, const Ends *ends) {
 #pragma omp parallel
     {
         bf16 *in = step->first, *out = step->second;
+        int apart = rows_are_apart(step, threads());
         if (model->embedding)
             take_rows(in, model->embedding, ends->tokens, step->rows, hidden);
         else
             dense_rows(in, model->head, ends->tokens, step->rows, hidden);
         for (int64_t i = 0; i <= last; i++) {
             const Layer *layer = model->layers + i;
-            before_attention(layer, step, in, step->q, early && i ? 0 : layer);
+            before_attention(layer, step, in, step->q, early && i ? 0 : layer, apart);
             double began = begin_part(step);
             attend_rows_bf16(step->attention, step->q, layer->k, layer->v, step->rows,
                              layer->kv_heads, layer->heads / layer->kv_heads, layer->dim,
@@ -85,6 +106,7 @@ int model_forward(const Model *model, const Step *step, const Ends *ends) {
             finish_wanted(model->layers + last, step, ends, in);
             in = step->first;
         }
+#pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < sampled; i++)
             rms_norm(step->narrow + i * hidden, in + (few ? i : ends->wanted[i]) * hidden,

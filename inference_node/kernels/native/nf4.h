@@ -36,8 +36,8 @@ static inline __m512bh both_inputs(const bf16 *x) {
 static inline __attribute__((always_inline)) void nf4_panel(const Product *product,
                                                             const uint8_t *weight,
                                                             const float *scale, const bf16 *x,
-                                                            bf16 *y, const bf16 *bias,
-                                                            const int rows) {
+                                                            bf16 *y, int64_t y_stride,
+                                                            const bf16 *bias, const int rows) {
     const __m512i codebook = _mm512_load_si512(NF4);
     __m512 sums[MOST_ROWS];
     for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
@@ -65,43 +65,79 @@ static inline __attribute__((always_inline)) void nf4_panel(const Product *produ
     }
     for (int row = 0; row < rows; row++) {
         vec sum = (vec)sums[row];
-        store16_bf16(y + row * product->out, sum);
+        store16_bf16(y + row * y_stride, sum);
         if (bias)
-            store16_bf16(y + row * product->out,
-                         load16_bf16(y + row * product->out) + load16_bf16(bias));
+            store16_bf16(y + row * y_stride,
+                         load16_bf16(y + row * y_stride) + load16_bf16(bias));
     }
 }
+
+/* y [count, 16], rows `y_stride` apart: `count` rows of x by one panel of outputs. */
+static void nf4_rows(const Product *product, int64_t panel, const bf16 *x, int64_t count, bf16 *y,
+                     int64_t y_stride) {
+    int64_t blocks = product->in / NF4_BLOCK;
+    const uint8_t *weight = product->weight + panel * blocks * BLOCK_BYTES;
+    const float *scale = product->scale + panel * blocks * OUTPUTS;
+    const bf16 *bias = product->bias ? product->bias + panel * OUTPUTS : 0;
+#define ROWS(n)                                                                                  \
+    case n:                                                                                      \
+        nf4_panel(product, weight, scale, x, y, y_stride, bias, n);                              \
+        break;
+    switch (count) {
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+        ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14) ROWS(15) ROWS(16)
+    }
+#undef ROWS
+}
+
+/* Up to twelve rows leave registers for their sums; sixteen are still cheaper than twice eight. */
+static inline int64_t nf4_tiles(int64_t rows) { return rows <= MOST_ROWS ? 1 : (rows + 11) / 12; }
 
 /* y [rows, out] of x [rows, in]; the threads of the region it is called in share the panels, and ask
  * for what lies `ahead` meanwhile.
  */
 static void nf4_product(const Product *product, int64_t rows, const bf16 *x, bf16 *y,
                         Ahead *ahead) {
-    int64_t blocks = product->in / NF4_BLOCK;
-    /* Up to twelve rows leave registers for their sums; sixteen are still cheaper than twice eight. */
-    int64_t tiles = rows <= MOST_ROWS ? 1 : (rows + 11) / 12, panels = product->out / OUTPUTS;
+    int64_t tiles = nf4_tiles(rows), panels = product->out / OUTPUTS;
     int64_t share = ahead->bytes * threads() / panels + 64;
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < panels; panel++) {
         ahead_ask(ahead, share);
-        const uint8_t *weight = product->weight + panel * blocks * BLOCK_BYTES;
-        const float *scale = product->scale + panel * blocks * OUTPUTS;
-        const bf16 *bias = product->bias ? product->bias + panel * OUTPUTS : 0;
         for (int64_t tile = 0; tile < tiles; tile++) {
             int64_t row = tile * rows / tiles, count = (tile + 1) * rows / tiles - row;
-            const bf16 *xs = x + row * product->in;
-            bf16 *ys = y + row * product->out + panel * OUTPUTS;
-#define ROWS(n)                                                                                  \
-    case n:                                                                                      \
-        nf4_panel(product, weight, scale, xs, ys, bias, n);                                      \
-        break;
-            switch (count) {
-                ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
-                ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14) ROWS(15) ROWS(16)
-            }
-#undef ROWS
+            nf4_rows(product, panel, x + row * product->in, count,
+                     y + row * product->out + panel * OUTPUTS, product->out);
         }
     }
+}
+
+/* x * sigmoid(x), rounded. */
+static inline raw16_bf16 silu16(vec x) {
+    ints16 negative = x < 0;
+    vec e = exp_nonpositive16(-(vec)((ints16)x & 0x7FFFFFFF)), one = 1.0f - (vec){0};
+    vec above = (vec)(((ints16)e & negative) | ((ints16)one & ~negative));
+    return bf16_narrow(x * (above / (1.0f + e)));
+}
+
+/* silu(gate) * up of sixteen, from bfloat16, unrounded. */
+static inline vec gated16(const bf16 *gate, const bf16 *up) {
+    return bf16_widen(silu16(load16_bf16(gate))) * load16_bf16(up);
+}
+
+/* y [rows, out / 2] = silu(the first half of the outputs) * the second half; as nf4_product else. */
+static void nf4_gated(const Product *product, int64_t rows, const bf16 *x, bf16 *y) {
+    int64_t tiles = nf4_tiles(rows), inner = product->out / 2, panels = inner / OUTPUTS;
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            int64_t row = tile * rows / tiles, count = (tile + 1) * rows / tiles - row;
+            bf16 gate[MOST_ROWS * OUTPUTS], up[MOST_ROWS * OUTPUTS];
+            nf4_rows(product, panel, x + row * product->in, count, gate, OUTPUTS);
+            nf4_rows(product, panels + panel, x + row * product->in, count, up, OUTPUTS);
+            for (int64_t i = 0; i < count; i++)
+                store16_bf16(y + (row + i) * inner + panel * OUTPUTS,
+                             gated16(gate + i * OUTPUTS, up + i * OUTPUTS));
+        }
 }
 
 void nf4_linear(const Product *product, int64_t rows, const bf16 *x, bf16 *y) {

@@ -12,7 +12,7 @@ static void NAME(attend_rows)(T *restrict out, const T *restrict q, const T *res
                               float *restrict scratch, int64_t scratch_tokens) {
     int64_t stride = kv_heads * dim;
     /* A task is a row, or one key head of it where there are few rows. */
-    int64_t at_once = rows >= 2 * threads() ? kv_heads : 1, parts = kv_heads / at_once;
+    int64_t at_once = rows_whole(rows, threads()) ? kv_heads : 1, parts = kv_heads / at_once;
 #pragma omp for schedule(static, 1)
     for (int64_t task = 0; task < rows * parts; task++) {
         int64_t line = task / parts, kv = task % parts * at_once;
