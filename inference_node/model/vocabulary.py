@@ -19,7 +19,7 @@ class NativeHead(nn.Module):
     def __init__(self, weight: torch.Tensor, library: Library) -> None:
         """weight [vocab, in]."""
         super().__init__()
-        self.weight = nn.Buffer(in_panels(weight))  # [vocab / 16, in / 2, 16, 2]
+        self.weight = nn.Buffer(library.keep(in_panels(weight)))  # [vocab / 16, in / 2, 16, 2]
         self._library = library
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., vocab]

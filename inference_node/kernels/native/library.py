@@ -15,6 +15,7 @@ import torch
 
 from inference_node.kernels.lora.contract import PAGE_RANKS, GroupPool, RowPages
 from inference_node.kernels.native.build import build
+from inference_node.kernels.native.large_pages import LargePages
 from inference_node.kernels.native.structures import Product, Routing
 from inference_node.kernels.paged_attention.contract import AttentionPlan
 
@@ -70,6 +71,8 @@ class Library:
             self.model_forward: Callable[..., int] = letting_go.model_forward
             """A whole step: milliseconds, in which other threads of the interpreter go on."""
         self._scratch = torch.empty(0)
+        self.keep = LargePages().keep
+        """A copy of a tensor that steps read from end to end."""
 
     def layer_call(self, name: str, *, rows: int) -> Callable[..., None]:
         """A function of `layer.h` that runs part of a layer; layers.py says what it takes."""

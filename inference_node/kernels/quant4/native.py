@@ -23,8 +23,8 @@ class NativeLinear(nn.Module):
         """Call only if `fits(linear, library)`; `linear` itself stays as it is."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Buffer(pack_codes(linear))
-        self.scale = nn.Buffer(pack_scales(linear))
+        self.weight = nn.Buffer(library.keep(pack_codes(linear)))
+        self.scale = nn.Buffer(library.keep(pack_scales(linear)))
         bias = linear.bias
         self.bias = None if bias is None else nn.Buffer(bias.data.to(torch.bfloat16))
         self._library = library

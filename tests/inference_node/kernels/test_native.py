@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from inference_node.kernels.lora import (
     shrink_rows,
 )
 from inference_node.kernels.native import Library, NoCompiler, build, in_panels, load
+from inference_node.kernels.native.structures import Step
 from inference_node.kernels.paged_attention import (
     AttentionPlan,
     Chunk,
@@ -342,3 +345,54 @@ def _cache(
     k, v = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     k[0] = v[0] = 0
     return AttentionPlan.build(chunks, block_tokens=block, device=CPU), (k, v)
+
+
+def apart(library: Library, rows: Sequence[tuple[Sequence[int], int]], *, threads: int) -> bool:
+    """What `model.h` says of rows of (blocks, context), each of which writes its last place."""
+    size, width = 4, max(len(table) for table, _ in rows)
+    table = torch.tensor([[*blocks, *[0] * (width - len(blocks))] for blocks, _ in rows])
+    context = torch.tensor([length for _, length in rows])
+    slots = torch.tensor(
+        [blocks[(n - 1) // size] * size + (n - 1) % size for blocks, n in rows], dtype=torch.int64
+    )
+    step = Step(
+        rows=len(rows),
+        slots=slots.data_ptr(),
+        table=table.data_ptr(),
+        context=context.data_ptr(),
+        table_width=width,
+        block_tokens=size,
+    )
+    call = library._object.rows_are_apart
+    call.argtypes, call.restype = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_int
+    return bool(call(ctypes.byref(step), threads))
+
+
+def test_rows_wait_for_each_other_where_one_reads_what_another_writes(library: Library) -> None:
+    if not library.multiplies_nf4:
+        pytest.skip("whole steps need AVX512-BF16")
+    own = [([1, 2], 6), ([3], 4), ([4, 5], 8), ([6], 1)]
+    shared = [([1, 2], 6), ([1, 3], 7), ([4, 5], 8), ([6], 1)]
+    prompt = [([1, 2], 4), ([1, 2], 5), ([1, 2], 6), ([6], 1)]
+    assert apart(library, own, threads=2)
+    assert apart(library, shared, threads=2), "a full block is written by nobody"
+    assert not apart(library, prompt, threads=2)
+    assert not apart(library, own, threads=3), "few rows are shared in parts"
+    assert not apart(library, [([n], 2) for n in range(1, 66)], threads=2)
+
+
+def test_large_pages_hold_what_they_are_given(library: Library) -> None:
+    generator = torch.Generator().manual_seed(5)
+    given = [
+        torch.randint(0, 255, (size,), generator=generator, dtype=torch.uint8)
+        for size in (1, 63, 40 << 20, 31 << 20, 2 << 20, 5)
+    ]
+    given.append(torch.randn(3, 16, 2, generator=generator).to(torch.bfloat16).transpose(0, 1))
+    kept = [library.keep(tensor) for tensor in given]
+    for before, after in zip(given, kept, strict=True):
+        assert torch.equal(before, after)
+        assert after.dtype == before.dtype
+        assert after.is_contiguous()
+        assert after.data_ptr() % 64 == 0
+    spans = sorted((one.data_ptr(), one.data_ptr() + one.nbytes) for one in kept)
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
