@@ -168,6 +168,8 @@ class StopMatcher:
     def __init__(self, stops: Iterable[str]) -> None:
         """Raises ValueError on an empty stop string."""
         self._stops = sorted(set(stops), key=len, reverse=True)
+        self.never = not self._stops
+        """There is nothing to find, and nothing is held."""
         if "" in self._stops:
             raise ValueError("an empty stop string would end every answer at once")
         self._failure = [_failure_table(stop) for stop in self._stops]
@@ -179,7 +181,7 @@ class StopMatcher:
 
         Unless `heed`, a stop string that this piece completes is text like any other.
         """
-        if not self._stops:
+        if self.never:
             return StopScan(text, None)
         buffer = self._held + text
         for end, character in enumerate(text, start=len(self._held) + 1):

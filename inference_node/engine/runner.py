@@ -10,7 +10,7 @@ hold; it is kept nowhere.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,8 @@ from inference_node.engine.logprobs import score
 from inference_node.engine.sampler import sample
 from inference_node.engine.scheduler import Step, Work
 from inference_node.engine.sequence import Sequence
-from inference_node.kernels.lora import PAGE_RANKS, LoraPlan
+from inference_node.engine.steady import Steady
+from inference_node.kernels.lora import PAGE_RANKS, LoraPlan, SlotPages
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.model.batch import Decoded, ForwardBatch
 from inference_node.model.decoder import Decoder
@@ -89,6 +90,7 @@ class Runner:
         self._draws: EarlyDraws | None = None
         self._rows: dict[Sequence, int] = {}
         """Of the last step that was launched."""
+        self._steady = Steady(block_tokens=block_tokens)
 
     def capture(
         self,
@@ -131,15 +133,24 @@ class Runner:
 
     def run(self, step: Step) -> list[Drawn]:
         """One forward pass. Marks the step's tokens as cached; draws where a request is due one."""
-        step = Step(tuple(sorted(step.work, key=self._place)))
+        asked = step.work
+        steady = self._steady.go_on(asked)
+        step = Step(steady[0] if steady else tuple(sorted(asked, key=self._place)))
         sampling = [item.sequence for item in step.work if item.samples]
         self._decoder.zero_blocks(self._fresh_blocks(step))
-        decoded = self._decode(step) or self._decoder.decide(self.batch(step))
-        _score_prompts(decoded.logits[len(sampling) :], step)
+        decoded = self._decode(step)
+        if decoded is None:
+            batch = self._going_on(step, steady[1]) if steady else self.batch(step)
+            if not steady:
+                self._steady.begin(asked, step.work, batch)
+            decoded = self._decoder.decide(batch)
+        logits, best, drawing = decoded.logits, decoded.best, len(sampling)
+        if len(best) > drawing:
+            _score_prompts(logits[drawing:], step)
+            logits, best = logits[:drawing], best[:drawing]
         for item in step.work:
             item.sequence.cached += item.length
-        logits = decoded.logits[: len(sampling)]
-        tokens = sample(logits, sampling, decoded.best[: len(sampling)])
+        tokens = sample(logits, sampling, best)
         scores = _score_tokens(logits, sampling, tokens)
         return [
             Drawn(sequence, token, scores.get(row))
@@ -208,15 +219,10 @@ class Runner:
         token_ids: list[int] = []
         positions: list[int] = []
         chunks: list[Chunk] = []
-        segments = []
         logit_rows: list[int] = []
         prompt_rows: list[int] = []
         for item in step.work:
             sequence, start = item.sequence, item.sequence.cached
-            held = sequence.lease
-            segments.append(
-                (len(token_ids), item.length, None if held is None else self._pool.routing(held))
-            )
             token_ids.extend(sequence.tokens[start : start + item.length])
             positions.extend(range(start, start + item.length))
             chunks.append(Chunk(tuple(sequence.block_table), start, item.length))
@@ -233,16 +239,31 @@ class Runner:
                 device=self._device,
                 by_row=self._by_row,
             ),
-            lora=LoraPlan.build(
-                segments,
-                groups=len(self._pool.groups),
-                device=self._device,
-                dtype=self._decoder.base.dtype,
-                in_place=self._decoder.backend.rows is not None,
-            ),
+            lora=self._lora(step),
             logit_rows=torch.tensor(
                 logit_rows + prompt_rows, dtype=torch.int64, device=self._device
             ),
+        )
+
+    def _going_on(self, step: Step, batch: ForwardBatch) -> ForwardBatch:
+        """The batch with the step's adapters."""
+        lora = self._lora(step)
+        return batch if lora is None else replace(batch, lora=lora)
+
+    def _lora(self, step: Step) -> LoraPlan | None:
+        """Which pages the step's rows read, in its order."""
+        segments: list[tuple[int, int, SlotPages | None]] = []
+        row = 0
+        for item in step.work:
+            held = item.sequence.lease
+            segments.append((row, item.length, None if held is None else self._pool.routing(held)))
+            row += item.length
+        return LoraPlan.build(
+            segments,
+            groups=len(self._pool.groups),
+            device=self._device,
+            dtype=self._decoder.base.dtype,
+            in_place=self._decoder.backend.rows is not None,
         )
 
     def _fresh_blocks(self, step: Step) -> list[int]:

@@ -163,12 +163,12 @@ class Sequence:
 
     def ended_by(self, token: int) -> FinishReason | None:
         """Why the answer ends with `token`, already appended."""
-        stopping = self.request.stopping
-        if self.produced > stopping.min_new_tokens:
+        stopping, produced = self.request.stopping, self.produced
+        if produced > stopping.min_new_tokens:
             if token in stopping.stop_token_ids:
                 return FinishReason.STOP_SEQUENCE
             if token in self.eos and not stopping.ignore_eos:
                 return FinishReason.STOP
-        if self.produced >= stopping.max_new_tokens or len(self.tokens) >= self.room:
+        if produced >= stopping.max_new_tokens or len(self.tokens) >= self.room:
             return FinishReason.LENGTH
         return None

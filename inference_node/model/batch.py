@@ -23,7 +23,7 @@ class ForwardBatch:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a step gives; that of a captured one is overwritten by the next."""
+    """What a step gives, until the next one runs: that may overwrite it."""
 
     logits: torch.Tensor  # [sampled, vocab]
     best: torch.Tensor  # [sampled] int64: the likeliest token; -1 where logits are not finite

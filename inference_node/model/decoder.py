@@ -203,23 +203,25 @@ class Decoder:
         shapes = ", ".join(f"{s.out_features}x{s.in_features}" for s in sorted(chosen.written_out))
         self._kernel += f", {shapes or 'none'} in bfloat16 too"
 
-    @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits of the wanted rows, [sampled, vocab], in the base's dtype.
 
         Caches new keys and values.
         """
         whole = self._at_once(batch)
-        return self._one_by_one(batch) if whole is None else whole.logits
+        if whole is not None:
+            return whole.logits
+        with torch.inference_mode():
+            return self._one_by_one(batch)
 
-    @torch.inference_mode()
     def decide(self, batch: ForwardBatch) -> Decoded:
         """`forward`, and the likeliest token of each wanted row."""
         whole = self._at_once(batch)
         if whole is not None:
             return whole
-        logits = self._one_by_one(batch)
-        return Decoded(logits, self.backend.likeliest(logits))
+        with torch.inference_mode():
+            logits = self._one_by_one(batch)
+            return Decoded(logits, self.backend.likeliest(logits))
 
     def _at_once(self, batch: ForwardBatch) -> Decoded | None:
         """The step in one native call, if it can be."""

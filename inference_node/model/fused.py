@@ -53,7 +53,8 @@ class Angles:
         """What `embedding(like, positions)` computes for at least all positions below `end`."""
         if len(self._cos) < end:
             places = torch.arange(2 * end, device=like.device)
-            cos, sin = embedding(like, places[None])
+            with torch.inference_mode():
+                cos, sin = embedding(like, places[None])
             self._cos, self._sin = cos[0].contiguous(), sin[0].contiguous()
         return self._cos, self._sin
 

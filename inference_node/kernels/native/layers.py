@@ -83,7 +83,10 @@ class DecoderLayers:
         self._narrow = max(self.hidden, first.products[3].in_features)
         self._slices = max(pool.shape.slices for pool in pools)
         self.step = Step(block_tokens=k_caches[0].shape[1])
-        self._during: tuple[object, ...] = ()
+        self.attention: AttentionPlan | None = None
+        """Of the running step, which points into it."""
+        self._lora: LoraPlan | None = None
+        """The same."""
         self._timed: object = None
         self._routed = False
         """Whether the step says which rows read which pages."""
@@ -94,18 +97,12 @@ class DecoderLayers:
 
     def begin(self, lora: LoraPlan | None, attention: AttentionPlan) -> None:
         """Describe the step whose layers run next."""
-        step, rows = self.step, attention.slots.shape[0]
-        self._during = (lora, attention)
-        step.rows = rows
-        step.slots = attention.slots.data_ptr()
-        step.table, step.context = (
-            attention.decode_blocks.data_ptr(),
-            attention.decode_contexts.data_ptr(),
-        )
-        step.attended, step.table_width = attention.decode_blocks.shape
+        step = self.step
+        if attention is not self.attention:
+            self._describe(attention)
+        self.attention, self._lora = attention, lora
+        rows = step.rows
         step.cos = step.sin = step.position = None
-        if rows != self._shared:
-            self._share_scratch(rows)
         if lora is None and not self._routed:
             return
         self._routed = lora is not None
@@ -120,6 +117,18 @@ class DecoderLayers:
         if self._h.numel() < pairs * self._slices * PAGE_RANKS:
             self._h = torch.empty(pairs * self._slices * PAGE_RANKS)
         step.h = self._h.data_ptr()
+
+    def _describe(self, attention: AttentionPlan) -> None:
+        step, rows = self.step, attention.slots.shape[0]
+        step.rows = rows
+        step.slots = attention.slots.data_ptr()
+        step.table, step.context = (
+            attention.decode_blocks.data_ptr(),
+            attention.decode_contexts.data_ptr(),
+        )
+        step.attended, step.table_width = attention.decode_blocks.shape
+        if rows != self._shared:
+            self._share_scratch(rows)
 
     @property
     def whole(self) -> bool:

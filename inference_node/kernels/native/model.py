@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from operator import is_
 
 import torch
 
@@ -42,6 +43,10 @@ class WholeModel:
             norm=around.norm.data_ptr(),
             eps=around.eps,
         )
+        self._ends = structures.Ends()
+        self._logits, self._best = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        self._inputs: tuple[object, ...] = (None,) * 6
+        """Of the last step: the same again, written anew or not, are checked and described."""
 
     def forward(
         self,
@@ -54,30 +59,45 @@ class WholeModel:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [sampled, vocabulary] and `greedy.likeliest` of them, for a step that is `whole`.
 
+        The next step may overwrite them.
         Raises ValueError on another shape or type, and on indices that are out of their range.
         """
-        layers, step = self._layers, self._layers.step
-        sampled = wanted.numel()
-        if not layers.whole or sampled > step.rows:
-            raise ValueError("a step with rows that are attended elsewhere, or wanted twice")
-        for index, most in ((tokens, step.rows), (positions, step.rows), (wanted, sampled)):
-            if index.shape != (most,) or index.dtype != torch.int64 or not index.is_contiguous():
-                raise ValueError(f"expected {most} int64 in a row, got {index.dtype} {index.shape}")
-        for angles in (cos, sin):
-            check(angles, (cos.shape[0], layers.head_dim))
+        layers, step, ends = self._layers, self._layers.step, self._ends
+        inputs = (tokens, positions, wanted, cos, sin, layers.attention)
+        if not all(map(is_, inputs, self._inputs)):
+            self._check(tokens, positions, wanted, cos, sin)
+            self._inputs = inputs
+            ends.tokens, ends.wanted = tokens.data_ptr(), wanted.data_ptr()
+            ends.sampled = wanted.numel()
         step.cos, step.sin, step.places = cos.data_ptr(), sin.data_ptr(), cos.shape[0]
         step.position = positions.data_ptr()
         step.weights, step.weight_tokens = self._library.attention_scratch(
             layers.heads, places=step.table_width * step.block_tokens
         )
-        logits = cos.new_empty(sampled, self._model.vocabulary)
-        best = torch.empty(sampled, dtype=torch.int64)
-        ends = structures.Ends(
-            tokens.data_ptr(), wanted.data_ptr(), sampled, logits.data_ptr(), best.data_ptr()
-        )
+        if len(self._best) != ends.sampled:
+            self._logits = cos.new_empty(ends.sampled, self._model.vocabulary)
+            self._best = torch.empty(ends.sampled, dtype=torch.int64)
+            ends.logits, ends.best = self._logits.data_ptr(), self._best.data_ptr()
         done = self._library.model_forward(
             ctypes.byref(self._model), ctypes.byref(step), ctypes.byref(ends)
         )
         if not done:
             raise ValueError("a token, a position or a wanted row is out of its range")
-        return logits, best
+        return self._logits, self._best
+
+    def _check(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        wanted: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> None:
+        rows, sampled = self._layers.step.rows, wanted.numel()
+        if not self._layers.whole or sampled > rows:
+            raise ValueError("a step with rows that are attended elsewhere, or wanted twice")
+        for index, most in ((tokens, rows), (positions, rows), (wanted, sampled)):
+            if index.shape != (most,) or index.dtype != torch.int64 or not index.is_contiguous():
+                raise ValueError(f"expected {most} int64 in a row, got {index.dtype} {index.shape}")
+        for angles in (cos, sin):
+            check(angles, (cos.shape[0], self._layers.head_dim))
