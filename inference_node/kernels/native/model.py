@@ -44,7 +44,8 @@ class WholeModel:
             eps=around.eps,
         )
         self._ends = structures.Ends()
-        self._logits, self._best = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        self._logits = around.norm.new_empty(0, vocabulary)
+        self._best = torch.empty(0, dtype=torch.int64)
         self._inputs: tuple[object, ...] = (None,) * 6
         """Of the last step: the same again, written anew or not, are checked and described."""
 
