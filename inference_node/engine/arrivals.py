@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from adapter_store.layout import AdapterRef
 from adapter_store.record import VersionRef
 from inference_node.adapters.allowance import Allowance
-from inference_node.adapters.backoff import Backoff, Delays
 from inference_node.adapters.load_meter import FROM_HOST, FROM_STORE, LoadMeter
 from inference_node.adapters.loader import Loader
 from inference_node.adapters.outcomes import is_permanent
@@ -21,17 +20,14 @@ from inference_node.adapters.reports import Fetched, Filled, Prepared, Target, U
 from inference_node.adapters.slots import SlotTable
 from inference_node.adapters.versions import Entry, Residency, VersionKey
 from inference_node.adapters.weights import HostAdapter
+from inference_node.engine.brought import Brought
 from inference_node.engine.claims import Claim
 from inference_node.engine.names import Name, Names
+from inference_node.engine.setbacks import Setbacks
 from inference_node.engine.successors import Successors
-from inference_node.errors import EngineFailure, LoadFailed, NodeError, PoolFull, QuotaExceeded
+from inference_node.errors import NodeError, PoolFull, QuotaExceeded
 
 log = logging.getLogger(__name__)
-
-RETRIES = Delays(first=1.0, longest=60.0)
-"""Of a version whose loading failed for a reason that may pass."""
-REMEMBERED = 65_536
-"""Names: more than any node holds adapters."""
 
 
 @dataclass(slots=True)
@@ -78,10 +74,9 @@ class Arrivals:
         self._allowance = allowance
         self._clock = clock
         self._coming: dict[VersionKey, Arrival] = {}
-        self._setbacks: Backoff[VersionKey] = Backoff(RETRIES, clock=clock, random=random)
+        self._setbacks = Setbacks(clock=clock, random=random)
         self._successors = Successors()
-        self._brought: dict[Name, None] = {}
-        """Names that anything was brought for, the last one last."""
+        self._brought = Brought()
         self.meter = LoadMeter()
 
     @property
@@ -112,14 +107,14 @@ class Arrivals:
             claim.grant()
         elif key in self._coming:
             self._coming[key].claims.append(claim)
-        elif (setback := self._setback(target.entry)) is not None:
+        elif (setback := self._setbacks.refusal(target.entry)) is not None:
             claim.refuse(setback)
         elif not claim.patient and (refusal := self._allowance.refusal(key, target.size)):
             claim.refuse(refusal)
             return
         else:
             self._begin(replace(target, trace=claim.trace)).claims.append(claim)
-        self._note(target.entry)
+        self._brought.note(target.entry)
 
     def bring(self, target: Target) -> None:
         """Serve `target` under its bare name: now if it is resident, else when it is.
@@ -128,7 +123,7 @@ class Arrivals:
         waits, and gives way to a newer one.
         """
         entry = target.entry
-        self._note(entry)
+        self._brought.note(entry)
         if self._slots.resident(entry.key) is not None:
             self._names.serve(entry)
             return
@@ -324,13 +319,6 @@ class Arrivals:
         self._loader.prepare(target)
         return arrival
 
-    def _note(self, entry: Entry) -> None:
-        name = (entry.tenant, entry.adapter)
-        self._brought.pop(name, None)
-        self._brought[name] = None
-        if len(self._brought) > REMEMBERED:
-            del self._brought[next(iter(self._brought))]
-
     def _must_wait(self, entry: Entry) -> bool:
         """Whether the next version of a name is not to be fetched yet."""
         before = self._successors.fetching(entry)
@@ -348,20 +336,6 @@ class Arrivals:
         del self._coming[key]
         self._successors.fetched(key)
         return True
-
-    def _setback(self, entry: Entry) -> NodeError | None:
-        """Why a version is not fetched again just now."""
-        error = self._setbacks.error(entry.key)
-        wait = self._setbacks.until(entry.key) - self._clock()
-        match error:
-            case None:
-                return None
-            case EngineFailure():
-                what = f"{entry.adapter}@{entry.label}"
-                return LoadFailed(f"{what} failed to load a moment ago", retry_after=wait)
-            case NodeError():
-                return error.again(retry_after=None if error.retry_after is None else wait)
-        raise error
 
     def _go_on(self, key: VersionKey) -> None:
         """The version is fetched, or cannot be: the newest that waited for it has its turn."""

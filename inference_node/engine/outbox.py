@@ -43,10 +43,9 @@ class Outbox:
         sequence.unsent.append(token)
         if score is not None:
             sequence.unsent_scores.append(score)
-        if not sequence.first_token_at:
-            sequence.first_token_at = now
-            if sequence.request.output.echo:
-                self._echo(sequence)
+        if sequence.produced == 1 and sequence.request.output.echo:
+            self._echo(sequence)
+        sequence.first_token_at = sequence.first_token_at or now
         sequence.last_token_at = now
         reason = sequence.ended_by(token)
         text, matched = _next_text(sequence, token, reason)
@@ -83,13 +82,11 @@ def _next_text(
 
     Text that might begin a stop string is kept until more of it is known, or the answer ends.
     """
-    if reason is None:
-        text = sequence.detokenizer.push(token)
-        if sequence.stops.never:
-            return text, None
-    else:
-        ended_by_token = reason in (FinishReason.STOP, FinishReason.STOP_SEQUENCE)
-        text = "" if ended_by_token else sequence.detokenizer.push(token)
+    if reason is None and sequence.stops.never:
+        return sequence.detokenizer.push(token), None
+    ended_by_token = reason in (FinishReason.STOP, FinishReason.STOP_SEQUENCE)
+    text = "" if ended_by_token else sequence.detokenizer.push(token)
+    if reason is not None:
         text += sequence.detokenizer.flush()
     too_early = sequence.produced <= sequence.request.stopping.min_new_tokens
     scan = sequence.stops.feed(text, heed=not too_early)

@@ -134,14 +134,16 @@ class Runner:
     def run(self, step: Step) -> list[Drawn]:
         """One forward pass. Marks the step's tokens as cached; draws where a request is due one."""
         asked = step.work
-        steady = self._steady.go_on(asked)
-        step = Step(steady[0] if steady else tuple(sorted(asked, key=self._place)))
+        written = self._steady.go_on(asked)
+        step = Step(written.work if written else tuple(sorted(asked, key=self._place)))
         sampling = [item.sequence for item in step.work if item.samples]
         self._decoder.zero_blocks(self._fresh_blocks(step))
         decoded = self._decode(step)
         if decoded is None:
-            batch = self._going_on(step, steady[1]) if steady else self.batch(step)
-            if not steady:
+            if written:
+                batch = self._with_adapters(step, written.batch)
+            else:
+                batch = self.batch(step)
                 self._steady.begin(asked, step.work, batch)
             decoded = self._decoder.decide(batch)
         logits, best, drawing = decoded.logits, decoded.best, len(sampling)
@@ -245,8 +247,7 @@ class Runner:
             ),
         )
 
-    def _going_on(self, step: Step, batch: ForwardBatch) -> ForwardBatch:
-        """The batch with the step's adapters."""
+    def _with_adapters(self, step: Step, batch: ForwardBatch) -> ForwardBatch:
         lora = self._lora(step)
         return batch if lora is None else replace(batch, lora=lora)
 

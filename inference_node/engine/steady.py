@@ -18,8 +18,8 @@ from inference_node.model.batch import ForwardBatch
 
 
 @dataclass(slots=True)
-class _Last:
-    """A step that the next one may go on from. Its tensors are written for that one, in place."""
+class Written:
+    """A step as it runs. Its tensors are written in place for the next one, if that goes on."""
 
     asked: list[Sequence]
     """In the order in which the step was scheduled."""
@@ -30,6 +30,7 @@ class _Last:
     """Requests' own: another list stands for other blocks."""
     lengths: list[int]
     batch: ForwardBatch
+    """Without adapters."""
     token_ids: np.ndarray
     positions: np.ndarray
     contexts: np.ndarray
@@ -37,7 +38,7 @@ class _Last:
     blocks: np.ndarray
 
     @classmethod
-    def of(cls, asked: Rows[Work], work: tuple[Work, ...], batch: ForwardBatch) -> _Last:
+    def of(cls, asked: Rows[Work], work: tuple[Work, ...], batch: ForwardBatch) -> Written:
         plan = batch.attention
         rows = [item.sequence for item in work]
         tables = [sequence.block_table for sequence in rows]
@@ -61,7 +62,7 @@ class Steady:
 
     def __init__(self, *, block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self._last: _Last | None = None
+        self._last: Written | None = None
 
     def begin(self, asked: Rows[Work], work: tuple[Work, ...], batch: ForwardBatch) -> None:
         """`work` is by row what was `asked` for, and runs as `batch`."""
@@ -75,10 +76,10 @@ class Steady:
             # Of all steps that go on from here none has a longer context.
             longest = plan.decode_blocks.shape[1] * self._block_tokens
             batch = replace(batch, attention=replace(plan, longest=longest), lora=None)
-            self._last = _Last.of(asked, work, batch)
+            self._last = Written.of(asked, work, batch)
 
-    def go_on(self, asked: Rows[Work]) -> tuple[tuple[Work, ...], ForwardBatch] | None:
-        """The work by row and its batch, without adapters; None where all is to be written anew."""
+    def go_on(self, asked: Rows[Work]) -> Written | None:
+        """What was `asked` for, as it runs; None where all is to be written anew."""
         last = self._last
         if last is None or [item.sequence for item in asked] != last.asked:
             return None
@@ -103,4 +104,4 @@ class Steady:
             table[position // size] * size + position % size
             for table, position in zip(tables, cached, strict=True)
         ]
-        return last.work, last.batch
+        return last

@@ -11,7 +11,7 @@ from inference_node.adapters.loader import Loader
 from inference_node.adapters.pool import AdapterPool
 from inference_node.adapters.versions import Resident
 from inference_node.adapters.weights import HostAdapter
-from inference_node.engine import arrivals as arrivals_module
+from inference_node.engine import setbacks as setbacks_module
 from inference_node.errors import (
     EngineFailure,
 )
@@ -28,7 +28,7 @@ def store() -> TroubledStore:
 
 def fail_one_copy(node: Node, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The copy of a swap breaks half way; what the free pages hold afterwards, group by group."""
-    monkeypatch.setattr(arrivals_module, "RETRIES", Delays(first=0.1, longest=0.1))
+    monkeypatch.setattr(setbacks_module, "RETRIES", Delays(first=0.1, longest=0.1))
     write = AdapterPool.write
     failures = ["once"]
     left: list[float] = []

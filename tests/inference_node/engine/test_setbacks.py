@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inference_node.adapters.reports import Learned
-from inference_node.engine.arrivals import Arrivals
+from inference_node.engine.setbacks import Setbacks
 from inference_node.errors import (
     AdapterCorrupt,
     EngineFailure,
@@ -55,7 +55,7 @@ def test_a_version_that_failed_to_load_is_left_alone_for_a_while_and_says_for_ho
 def test_control_without_the_setback_every_request_fetches_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Arrivals, "_setback", lambda self, entry: None)
+    monkeypatch.setattr(Setbacks, "refusal", lambda self, entry: None)
     with pytest.raises(AssertionError):
         test_a_version_that_failed_to_load_is_left_alone_for_a_while_and_says_for_how_long(
             AWAY, StoreDown

@@ -11,7 +11,7 @@ import torch
 
 from inference_node.engine.runner import Runner
 from inference_node.engine.scheduler import Step, Work
-from inference_node.engine.steady import Steady
+from inference_node.engine.steady import Steady, Written
 from inference_node.kernels.paged_attention import AttentionPlan, Chunk
 from inference_node.model.batch import ForwardBatch
 from tests.inference_node.conftest import StartTiny
@@ -62,20 +62,20 @@ class Audit:
 
 @pytest.fixture
 def audit(monkeypatch: pytest.MonkeyPatch) -> Audit:
-    found, going_on, go_on = Audit(), Runner._going_on, Steady.go_on
+    found, with_adapters, go_on = Audit(), Runner._with_adapters, Steady.go_on
 
-    def who(self: Steady, asked: Sequence[Work]) -> tuple[tuple[Work, ...], ForwardBatch] | None:
+    def who(self: Steady, asked: Sequence[Work]) -> Written | None:
         made = go_on(self, asked)
         if made is not None:
-            found.look_who(asked, made[0])
+            found.look_who(asked, made.work)
         return made
 
     def watched(self: Runner, step: Step, batch: ForwardBatch) -> ForwardBatch:
-        made = going_on(self, step, batch)
+        made = with_adapters(self, step, batch)
         found.look(self, step, made)
         return made
 
-    monkeypatch.setattr(Runner, "_going_on", watched)
+    monkeypatch.setattr(Runner, "_with_adapters", watched)
     monkeypatch.setattr(Steady, "go_on", who)
     return found
 

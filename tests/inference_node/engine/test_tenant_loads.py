@@ -7,7 +7,7 @@ import pytest
 from adapter_store.layout import AdapterRef
 from inference_node.adapters.allowance import Allowance
 from inference_node.adapters.versions import VersionKey
-from inference_node.engine import arrivals
+from inference_node.engine import brought
 from inference_node.engine.claims import Claim
 from inference_node.engine.sequence import Sequence
 from inference_node.errors import NodeError, QuotaExceeded
@@ -95,11 +95,12 @@ def test_who_is_ordered_to_be_here_is_looked_up_whatever_its_tenant_has_spent() 
 
 
 def test_names_that_were_here_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "REMEMBERED", 2)
+    monkeypatch.setattr(brought, "REMEMBERED", 2)
     busy = desk(cold_loads_per_minute=3)
     for name in ("a", "b", "c"):
         busy.end(busy.load(target(name)))
-    assert [name for _, name in busy.admission.arrivals._brought] == ["b", "c"]
+    known = busy.admission.arrivals._brought
+    assert [name for _, name in known._names] == ["b", "c"]
 
 
 def test_what_is_here_or_on_its_way_costs_no_load() -> None:
